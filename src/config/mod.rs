@@ -1,0 +1,1 @@
+//! What the user typed becomes what the program uses, checked once.

@@ -1,0 +1,4 @@
+//! Distillation: data set, teacher, training, evaluation, gate, report, and the job that runs them.
+
+pub mod progress;
+pub mod spec;

@@ -1,0 +1,1 @@
+//! The transformer families, their heads, and LoRA on any of their linears.

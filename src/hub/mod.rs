@@ -1,0 +1,1 @@
+//! Fetches an encoder by its catalog name into the cache folder.

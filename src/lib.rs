@@ -1,0 +1,35 @@
+//! kdlora: an inference server for distilled text classifiers.
+//!
+//! One small *student* encoder stays in memory; each *task* brings a LoRA *adapter* and a head.
+//! The server batches requests of all tasks together, and makes adapters itself by distilling a
+//! larger *teacher* (KD-LoRA, arXiv 2410.20777).
+//!
+//! The floors of the house, lowest first; a module uses only those above its line here:
+//!
+//! - [`ops`]: the fused operations the network is made of, with their backward passes.
+//! - [`text`]: inputs, tokenizer, sequences, packed batches.
+//! - [`encoder`]: the transformer families, their heads, and LoRA on any of their linears.
+//! - [`adapter`]: PEFT folders in and out, and a classifier that is ready to answer.
+//! - [`store`]: the state folder: jobs, versions, history, artifacts.
+//! - [`hub`]: encoders by catalog name, fetched and verified.
+//! - [`telemetry`]: logs, metrics, memory.
+//! - [`serving`]: admission, queue, batcher, workers, the live task table.
+//! - [`distill`]: data sets, teachers, training, evaluation, reports, jobs.
+//! - [`config`]: what the user typed, checked and made whole.
+//! - [`http`]: routes, errors, limits.
+//! - [`cli`]: one file a command.
+//!
+//! `serving` and `distill` never import each other.
+
+pub mod adapter;
+pub mod cli;
+pub mod config;
+pub mod distill;
+pub mod encoder;
+pub mod http;
+pub mod hub;
+pub mod ops;
+pub mod serving;
+pub mod store;
+pub mod telemetry;
+pub mod text;

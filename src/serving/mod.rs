@@ -1,0 +1,1 @@
+//! Admission, queue, batcher, workers, and the table of live tasks.

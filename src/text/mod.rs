@@ -1,0 +1,17 @@
+//! Inputs, sequences and packed batches.
+
+mod packed;
+
+pub use packed::{PackedBatch, Sequence};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// One text, or a pair of texts, to classify.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    pub text: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_pair: Option<String>,
+}
