@@ -1,4 +1,5 @@
 //! Distillation: data set, teacher, training, evaluation, gate, report, and the job that runs them.
 
 pub mod progress;
+pub mod rng;
 pub mod spec;

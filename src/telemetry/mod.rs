@@ -1,1 +1,3 @@
 //! Logs, metrics and memory.
+
+pub mod memory;

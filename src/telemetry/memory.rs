@@ -1,0 +1,48 @@
+//! Memory of this process, as the kernel counts it.
+
+use std::fs;
+
+/// The greatest resident set of this process so far, in bytes (`VmHWM` of `/proc/self/status`);
+/// `None` where the kernel does not say.
+pub fn peak_resident_bytes() -> Option<u64> {
+    status_bytes("VmHWM:")
+}
+
+/// The resident set of this process, in bytes (`VmRSS` of `/proc/self/status`); `None` where the
+/// kernel does not say.
+pub fn resident_bytes() -> Option<u64> {
+    status_bytes("VmRSS:")
+}
+
+fn status_bytes(field: &str) -> Option<u64> {
+    parse_kibibytes(&fs::read_to_string("/proc/self/status").ok()?, field)
+}
+
+/// `VmHWM:     1234 kB` → 1263616.
+fn parse_kibibytes(status: &str, field: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_field_in_kibibytes() {
+        let status = "Name:\tx\nVmHWM:\t    1234 kB\nVmRSS:\t      10 kB\n";
+        assert_eq!(parse_kibibytes(status, "VmHWM:"), Some(1234 * 1024));
+        assert_eq!(parse_kibibytes(status, "VmRSS:"), Some(10 * 1024));
+        assert_eq!(parse_kibibytes(status, "VmSwap:"), None);
+        assert_eq!(parse_kibibytes("VmHWM: many kB", "VmHWM:"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_covers_what_was_touched() {
+        let touched = std::hint::black_box(vec![1u8; 32 << 20]);
+        assert!(peak_resident_bytes().unwrap() >= touched.len() as u64);
+        assert!(resident_bytes().unwrap() > 0);
+    }
+}
