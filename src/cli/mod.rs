@@ -1,1 +1,63 @@
-//! One file a command.
+//! The command line: one file a command, each with an `Args` and a `run`.
+
+pub mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::http::error::chain;
+use crate::telemetry::logs::{self, LogFormat};
+
+/// Serves text classifiers distilled into LoRA adapters of one small encoder, and distils them.
+#[derive(Debug, Parser)]
+#[command(name = "kdlora", version)]
+pub struct Cli {
+    /// What to log to standard error: a level, or `target=level` pairs, comma-separated.
+    #[arg(
+        long,
+        global = true,
+        env = "KDLORA_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
+    pub log: String,
+    /// How log lines look.
+    #[arg(
+        long,
+        global = true,
+        env = "KDLORA_LOG_FORMAT",
+        value_enum,
+        default_value_t
+    )]
+    pub log_format: LogFormat,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Serve(serve::Args),
+}
+
+/// What a command ends with when it fails; printed with its causes, exit status 1.
+pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Parses the command line and runs the command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = logs::init(&cli.log, cli.log_format) {
+        eprintln!("kdlora: {}", chain(&error));
+        return ExitCode::from(2);
+    }
+    let outcome = match cli.command {
+        Command::Serve(args) => serve::run(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kdlora: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}

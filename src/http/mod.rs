@@ -1,1 +1,120 @@
-//! Routes by group, errors, limits.
+//! The HTTP API: routes by group, errors, limits, access, and the OpenAPI document.
+//!
+//! - [`error`]: every way a request can fail.
+//! - [`extract`]: JSON bodies, paths and queries that fail as [`error::ApiError`].
+//! - [`auth`]: who may use the admin routes.
+//! - [`health`]: liveness, readiness, metrics.
+
+pub mod auth;
+pub mod error;
+pub mod extract;
+pub mod health;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::Uri;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::trace::TraceLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::telemetry::Metrics;
+use auth::AdminAccess;
+use error::{ApiError, Problem};
+use health::Readiness;
+
+/// What the public routes share. Admin routes bring a state of their own, see [`router`].
+#[derive(Clone)]
+pub struct AppState {
+    pub metrics: Arc<Metrics>,
+    pub readiness: Readiness,
+    pub limits: Limits,
+}
+
+/// How large a request may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a body of the `/v1` routes.
+    pub body_bytes: usize,
+    /// Inputs in one request.
+    pub inputs: usize,
+    /// Characters of one text.
+    pub text_chars: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 2 * 1024 * 1024,
+            inputs: 256,
+            text_chars: 100_000,
+        }
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(title = "kdlora"), components(schemas(error::ProblemDetails)))]
+struct ApiDoc;
+
+/// The whole API.
+///
+/// `admin` holds the routes of `/admin`, full paths, with their state applied
+/// (`OpenApiRouter::with_state`); they get the access check of `access` and keep body limits of
+/// their own (`DefaultBodyLimit` on the route).
+pub fn router(state: AppState, access: AdminAccess, admin: OpenApiRouter) -> Router {
+    let public = OpenApiRouter::new()
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::readyz))
+        .routes(routes!(health::metrics))
+        .layer(DefaultBodyLimit::max(state.limits.body_bytes))
+        .with_state(state);
+    let admin = admin.layer(middleware::from_fn_with_state(access, auth::guard));
+
+    let (router, openapi) = OpenApiRouter::with_openapi(ApiDoc::openapi())
+        .merge(public)
+        .merge(admin)
+        .split_for_parts();
+    let openapi = axum::Json(openapi);
+    router
+        .route("/openapi.json", get(move || async move { openapi.clone() }))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(TraceLayer::new_for_http())
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+}
+
+async fn unknown_route(uri: Uri) -> ApiError {
+    Problem::UnknownRoute.with(format!(
+        "there is nothing at {}; /openapi.json lists the routes",
+        uri.path()
+    ))
+}
+
+async fn method_not_allowed(uri: Uri) -> ApiError {
+    Problem::MethodNotAllowed.with(format!(
+        "{} does not take this method; /openapi.json lists the methods",
+        uri.path()
+    ))
+}
+
+fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
+    let message = payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    tracing::error!(panic = message, "a handler panicked");
+    Problem::Internal
+        .with("the server met a fault of its own; its log has the reason")
+        .into_response()
+}

@@ -1,0 +1,275 @@
+//! Every way a request can fail: one declaration each, sent as RFC 9457 `application/problem+json`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa::openapi::response::Response as OpenApiResponse;
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+
+macro_rules! problems {
+    ($( $(#[doc = $doc:literal])+ $name:ident = $status:ident, $slug:literal, $title:literal; )+) => {
+        /// The kinds of problem a client can meet.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Problem {
+            $( $(#[doc = $doc])+ $name, )+
+        }
+
+        impl Problem {
+            pub const ALL: &[Self] = &[$( Self::$name, )+];
+
+            pub fn status(self) -> StatusCode {
+                match self { $( Self::$name => StatusCode::$status, )+ }
+            }
+
+            /// Last part of the problem's `type`.
+            pub fn slug(self) -> &'static str {
+                match self { $( Self::$name => $slug, )+ }
+            }
+
+            pub fn title(self) -> &'static str {
+                match self { $( Self::$name => $title, )+ }
+            }
+
+            /// What the OpenAPI document says of it.
+            pub fn description(self) -> &'static str {
+                match self { $( Self::$name => concat!($( $doc, )+).trim_ascii(), )+ }
+            }
+        }
+    };
+}
+
+problems! {
+    /// The body is not well-formed JSON in UTF-8.
+    NotJson = BAD_REQUEST, "not-json", "Body is not JSON";
+    /// A path or query parameter can't be read.
+    InvalidParameter = BAD_REQUEST, "invalid-parameter", "Invalid parameter";
+    /// The admin token is missing or wrong.
+    Unauthorized = UNAUTHORIZED, "unauthorized", "Admin token required";
+    /// Admin routes are closed: no token is configured and the request isn't a local one.
+    Forbidden = FORBIDDEN, "forbidden", "Admin routes are closed";
+    /// No route has this path.
+    UnknownRoute = NOT_FOUND, "unknown-route", "Unknown route";
+    /// No task has this name.
+    UnknownTask = NOT_FOUND, "unknown-task", "Unknown task";
+    /// The task has no such version.
+    UnknownVersion = NOT_FOUND, "unknown-version", "Unknown version";
+    /// No job has this id.
+    UnknownJob = NOT_FOUND, "unknown-job", "Unknown job";
+    /// The route exists but does not take this method.
+    MethodNotAllowed = METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed";
+    /// The request can't be carried out in the present state of the task or job.
+    Conflict = CONFLICT, "conflict", "Conflicting state";
+    /// The asked-for version is not the live one.
+    VersionNotLive = CONFLICT, "version-not-live", "Version is not live";
+    /// The body, the number of inputs or a text is over the limit.
+    TooLarge = PAYLOAD_TOO_LARGE, "too-large", "Request too large";
+    /// The body's content type is not the expected one.
+    UnsupportedMediaType = UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type";
+    /// The body is JSON, but not of the form that this route takes.
+    InvalidBody = UNPROCESSABLE_ENTITY, "invalid-body", "Invalid body";
+    /// There is no input, or a text has nothing but whitespace.
+    EmptyInput = UNPROCESSABLE_ENTITY, "empty-input", "Empty input";
+    /// A text has more tokens than the task takes, and `truncate` is false.
+    SequenceTooLong = UNPROCESSABLE_ENTITY, "sequence-too-long", "Sequence too long";
+    /// What the request refers to (data, teacher, adapter) can't be used.
+    Unusable = UNPROCESSABLE_ENTITY, "unusable", "Unusable input";
+    /// The queue is full; try again after the time in `Retry-After`.
+    QueueFull = TOO_MANY_REQUESTS, "queue-full", "Queue full";
+    /// The server has met a fault of its own; its log says more.
+    Internal = INTERNAL_SERVER_ERROR, "internal", "Internal error";
+    /// The server is starting or stopping.
+    Unavailable = SERVICE_UNAVAILABLE, "unavailable", "Unavailable";
+    /// The answer was not ready within the request's deadline.
+    DeadlineExceeded = GATEWAY_TIMEOUT, "deadline-exceeded", "Deadline exceeded";
+}
+
+impl Problem {
+    /// An error of this kind with a sentence that helps the client.
+    pub fn with(self, detail: impl Into<String>) -> ApiError {
+        ApiError {
+            problem: self,
+            detail: detail.into(),
+            retry_after: None,
+        }
+    }
+}
+
+/// A failed request. Handlers return it as their `Err`.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    problem: Problem,
+    detail: String,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// A fault of the server: the cause goes to the log, not to the client.
+    pub fn internal(error: impl std::error::Error) -> Self {
+        tracing::error!(error = %chain(&error), "request failed");
+        Problem::Internal.with("the server could not carry out the request; its log has the reason")
+    }
+
+    /// Tells the client when to try again.
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    pub fn problem(&self) -> Problem {
+        self.problem
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.problem.title(), self.detail)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// An error and its causes in one line: `outer: inner: innermost`.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some errors repeat their cause in their own text.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// The body of every failed request (RFC 9457, section 3).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProblemDetails {
+    /// Names the kind of problem, and stays the same across versions of the server.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:kdlora:problem:unknown-task")]
+    pub kind: String,
+    #[schema(example = "Unknown task")]
+    pub title: String,
+    #[schema(example = 404)]
+    pub status: u16,
+    /// What went wrong this time, and what to do.
+    #[schema(example = "there is no task \"sentimnt\"; the tasks are: movie-sentiment")]
+    pub detail: String,
+}
+
+const PROBLEM_JSON: &str = "application/problem+json";
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.problem.status();
+        let body = ProblemDetails {
+            kind: format!("urn:kdlora:problem:{}", self.problem.slug()),
+            title: self.problem.title().to_owned(),
+            status: status.as_u16(),
+            detail: self.detail,
+        };
+        let mut response = (status, axum::Json(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if self.problem == Problem::Unauthorized {
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"kdlora admin\""),
+            );
+        }
+        if let Some(wait) = self.retry_after {
+            // Whole seconds, rounded up: a client that waits them out is not too early.
+            let seconds = (wait.as_millis().div_ceil(1000) as u64).max(1);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// The OpenAPI responses for a set of problems, one for each status.
+pub fn documented(problems: &[Problem]) -> BTreeMap<String, RefOr<OpenApiResponse>> {
+    let mut by_status: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for problem in problems {
+        by_status
+            .entry(problem.status().as_str().to_owned())
+            .or_default()
+            .push(problem.description());
+    }
+    let schema = Ref::from_schema_name(ProblemDetails::name());
+    by_status
+        .into_iter()
+        .map(|(status, descriptions)| {
+            let content = ContentBuilder::new().schema(Some(schema.clone())).build();
+            let response = ResponseBuilder::new()
+                .description(descriptions.join(" "))
+                .content(PROBLEM_JSON, content)
+                .build();
+            (status, RefOr::T(response))
+        })
+        .collect()
+}
+
+/// Declares the set of problems a route can answer with, for `responses(..)` of `utoipa::path`:
+/// `problem_set!(CancelErrors: UnknownJob, Conflict);`
+macro_rules! problem_set {
+    ($name:ident: $($problem:ident),+ $(,)?) => {
+        pub(crate) struct $name;
+
+        impl utoipa::IntoResponses for $name {
+            fn responses() -> std::collections::BTreeMap<
+                String,
+                utoipa::openapi::RefOr<utoipa::openapi::response::Response>,
+            > {
+                $crate::http::error::documented(&[$( $crate::http::error::Problem::$problem, )+])
+            }
+        }
+    };
+}
+pub(crate) use problem_set;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_problem_has_its_own_type_and_an_error_status() {
+        let slugs: HashSet<_> = Problem::ALL.iter().map(|p| p.slug()).collect();
+        assert_eq!(slugs.len(), Problem::ALL.len());
+        for problem in Problem::ALL {
+            assert!(problem.status().as_u16() >= 400, "{problem:?}");
+            assert!(problem.description().ends_with('.'), "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up_to_whole_seconds() {
+        for (millis, expected) in [(0, "1"), (999, "1"), (1000, "1"), (1001, "2")] {
+            let response = Problem::QueueFull
+                .with("full")
+                .retry_after(Duration::from_millis(millis))
+                .into_response();
+            assert_eq!(response.headers()[header::RETRY_AFTER], expected);
+        }
+    }
+
+    #[test]
+    fn chain_names_each_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("inner")]
+        struct Inner;
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] Inner);
+        assert_eq!(chain(&Outer(Inner)), "outer: inner");
+    }
+}

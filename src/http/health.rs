@@ -1,0 +1,68 @@
+//! Liveness, readiness and metrics. None of them waits for the model.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use super::AppState;
+use super::error::{ApiError, Problem, problem_set};
+
+/// Whether the server takes requests.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicU8>);
+
+const STARTING: u8 = 0;
+const READY: u8 = 1;
+const STOPPING: u8 = 2;
+
+impl Readiness {
+    pub fn set_ready(&self) {
+        // A stop that came first stays.
+        let _ = self
+            .0
+            .compare_exchange(STARTING, READY, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    pub fn set_stopping(&self) {
+        self.0.store(STOPPING, Ordering::Release);
+    }
+
+    pub fn check(&self) -> Result<(), ApiError> {
+        match self.0.load(Ordering::Acquire) {
+            READY => Ok(()),
+            STARTING => Err(Problem::Unavailable.with("the server is starting")),
+            _ => Err(Problem::Unavailable.with("the server is stopping")),
+        }
+    }
+}
+
+/// The process is alive.
+#[utoipa::path(get, path = "/healthz", tag = "health",
+    responses((status = 200, description = "The process is alive.", body = String)))]
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+problem_set!(ReadyErrors: Unavailable);
+
+/// The server takes requests.
+#[utoipa::path(get, path = "/readyz", tag = "health",
+    responses((status = 200, description = "The server takes requests.", body = String), ReadyErrors))]
+pub(super) async fn readyz(State(state): State<AppState>) -> Result<&'static str, ApiError> {
+    state.readiness.check()?;
+    Ok("ready\n")
+}
+
+problem_set!(MetricsErrors: Internal);
+
+/// Metrics in the text format of Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "health",
+    responses((status = 200, description = "Metrics in the text format of Prometheus.",
+        body = String, content_type = "text/plain"), MetricsErrors))]
+pub(super) async fn metrics(State(state): State<AppState>) -> Result<impl IntoResponse, ApiError> {
+    let text = state.metrics.render().map_err(ApiError::internal)?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text))
+}

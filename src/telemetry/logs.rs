@@ -1,0 +1,46 @@
+//! Logs go to standard error, so that standard output stays for what a command prints.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A filter that can't be parsed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the log filter {filter:?} can't be read; write a level (info) or target=level pairs, comma-separated"
+)]
+pub struct LogFilterError {
+    filter: String,
+    #[source]
+    source: tracing_subscriber::filter::ParseError,
+}
+
+/// Starts logging for this process. `filter` is a level or a list of `target=level`.
+/// A second call changes nothing: the first one of a process counts.
+pub fn init(filter: &str, format: LogFormat) -> Result<(), LogFilterError> {
+    let env_filter = EnvFilter::try_new(filter).map_err(|source| LogFilterError {
+        filter: filter.to_owned(),
+        source,
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(env_filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
+    let started = match format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    if started.is_err() {
+        tracing::debug!("logging was started before");
+    }
+    Ok(())
+}
