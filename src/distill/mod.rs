@@ -1,5 +1,9 @@
 //! Distillation: data set, teacher, training, evaluation, gate, report, and the job that runs them.
 
+pub mod dataset;
+pub mod evaluation;
+pub mod gate;
 pub mod progress;
+pub mod report;
 pub mod rng;
 pub mod spec;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::adapter::ProblemType;
+
 /// The request for one pass. Unknown fields are refused, so that a typing error is not silently
 /// a default.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -37,6 +39,13 @@ pub struct DataSpec {
     /// Cut from the training rows, stratified, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<SplitSpec>,
+    /// What the labels mean. Needed only where they leave it open: whole numbers 0, 1, 2 … without
+    /// a trained teacher may be classes or targets of a regression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem_type: Option<ProblemType>,
+    /// Names of the classes in the order of the logits. Whole-number labels count from 0 in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
 }
 
 /// Rows in the request, or a JSONL/CSV file below the data root.
