@@ -1,1 +1,84 @@
 //! The fused operations that the network is made of, forward and backward side by side.
+//!
+//! Every op runs on one thread: several cores are used by running several forwards, each over its
+//! own share of a packed batch. Inner loops are compiled for baseline, AVX2 and AVX-512 and chosen
+//! at run time ([`simd::vectorize`]). `unsafe` is allowed in this folder alone.
+//!
+//! An op whose inputs include a trained variable keeps what its backward needs; an op on frozen
+//! tensors leaves no trace in candle's graph. Backward computes the gradients of tracked inputs
+//! only, so a frozen weight costs nothing.
+
+mod activation;
+mod attention;
+mod dropout;
+mod embed;
+#[cfg(test)]
+mod gradient_check;
+mod linear;
+mod lora;
+mod matrix;
+mod norm;
+mod simd;
+
+pub use activation::{Activation, activation};
+pub use attention::{AttentionShape, RelativeBuckets, attention};
+pub use dropout::{Dropout, dropout};
+pub use embed::{EmbedIndices, embed};
+pub use linear::{Linear, linear};
+pub use lora::{LoraUpdate, RowUpdates, linear_rows, lora_add};
+pub use norm::{Norm, add_norm, norm};
+
+use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
+
+/// Keeps candle's own element-wise ops on the calling thread: they would otherwise share one
+/// spinning pool behind a global lock, and several forwards at once would wait for each other.
+///
+/// Must be called before any other thread exists.
+pub fn use_calling_thread_only() {
+    for variable in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
+        if std::env::var_os(variable).is_none() {
+            // SAFETY: `main` calls this first, while the process has one thread.
+            #[allow(unsafe_code)]
+            unsafe {
+                std::env::set_var(variable, "1");
+            }
+        }
+    }
+}
+
+/// The f32 values of a contiguous tensor's storage.
+fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let values = storage.as_slice::<f32>()?;
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&values[start..end]),
+        None => candle_core::bail!(
+            "expected a contiguous tensor, got strides {:?}",
+            layout.stride()
+        ),
+    }
+}
+
+/// Runs `f` on the f32 values of a contiguous tensor in host memory.
+fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        candle_core::Storage::Cpu(storage) => f(contiguous(storage, layout)?),
+        _ => candle_core::bail!("expected a tensor in host memory"),
+    }
+}
+
+fn output(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shape)> {
+    Ok((CpuStorage::F32(values), shape.into()))
+}
+
+/// The gradient, if the argument takes part in the backward pass.
+fn if_tracked(
+    argument: &Tensor,
+    gradient: impl FnOnce() -> Result<Tensor>,
+) -> Result<Option<Tensor>> {
+    if argument.track_op() {
+        gradient().map(Some)
+    } else {
+        Ok(None)
+    }
+}

@@ -1,0 +1,136 @@
+//! Element-wise activations.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+
+use super::simd::{erf, exp, tanh, vectorize};
+use super::{contiguous, if_tracked, output};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    None,
+    /// x · Φ(x) with the exact normal distribution, Hugging Face's `gelu`.
+    Gelu,
+    Tanh,
+    Relu,
+}
+
+impl Activation {
+    pub(super) fn apply(self, values: &mut [f32]) {
+        vectorize(
+            #[inline(always)]
+            || match self {
+                Self::None => {}
+                Self::Gelu => values.iter_mut().for_each(|x| *x = gelu(*x)),
+                Self::Tanh => values.iter_mut().for_each(|x| *x = tanh(*x)),
+                Self::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
+            },
+        );
+    }
+
+    /// Multiplies `gradient` by the derivative at the pre-activations `x`.
+    fn backward(self, x: &[f32], gradient: &mut [f32]) {
+        let pairs = gradient.iter_mut().zip(x);
+        vectorize(
+            #[inline(always)]
+            || match self {
+                Self::None => {}
+                Self::Gelu => pairs.for_each(|(g, x)| *g *= gelu_derivative(*x)),
+                Self::Tanh => pairs.for_each(|(g, x)| {
+                    let y = tanh(*x);
+                    *g *= 1.0 - y * y;
+                }),
+                Self::Relu => pairs.for_each(|(g, x)| *g = if *x > 0.0 { *g } else { 0.0 }),
+            },
+        );
+    }
+}
+
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
+    0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    x * normal_cdf(x)
+}
+
+#[inline(always)]
+fn gelu_derivative(x: f32) -> f32 {
+    const ONE_OVER_SQRT_TAU: f32 = 0.398_942_3;
+    normal_cdf(x) + x * ONE_OVER_SQRT_TAU * exp(-0.5 * x * x)
+}
+
+/// The activation of every element.
+pub fn activation(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    if activation == Activation::None {
+        return Ok(x.clone());
+    }
+    x.apply_op1(Elementwise(activation))
+}
+
+struct Elementwise(Activation);
+
+impl CustomOp1 for Elementwise {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut y = contiguous(x, layout)?.to_vec();
+        self.0.apply(&mut y);
+        output(y, layout.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        if_tracked(x, || {
+            gradient
+                .contiguous()?
+                .apply_op2_no_bwd(x, &ElementwiseBackward(self.0))
+        })
+    }
+}
+
+struct ElementwiseBackward(Activation);
+
+impl CustomOp2 for ElementwiseBackward {
+    fn name(&self) -> &'static str {
+        "activation-backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gradient: &CpuStorage,
+        layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut dx = contiguous(gradient, layout)?.to_vec();
+        self.0.backward(contiguous(x, x_layout)?, &mut dx);
+        output(dx, layout.shape())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient_check::{assert_gradient, random};
+
+    #[test]
+    fn gelu_has_known_values() {
+        // torch.nn.functional.gelu
+        let mut x = [-3.0, -1.0, 0.0, 0.5, 2.0];
+        Activation::Gelu.apply(&mut x);
+        let expected = [-0.004_049_7, -0.158_655_3, 0.0, 0.345_731_2, 1.954_499_7];
+        for (x, e) in x.iter().zip(expected) {
+            assert!((x - e).abs() < 1e-6, "{x} {e}");
+        }
+    }
+
+    #[test]
+    fn backward_agrees_with_finite_differences() {
+        for act in [Activation::Gelu, Activation::Tanh] {
+            assert_gradient(&[random(1, (5, 19))], |x| activation(&x[0], act));
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! LayerNorm, alone or of a sum with the residual.
+
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+
+use super::linear::ColumnSums;
+use super::simd::{sum, vectorize};
+use super::{contiguous, if_tracked, output};
+
+/// Parameters of a LayerNorm over the last dimension.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// γ and β as the rows of `[2, hidden]`.
+    pub gamma_beta: Tensor,
+    pub eps: f64,
+}
+
+/// `LayerNorm(x)` for `x` of `[rows, hidden]`.
+pub fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    let op = LayerNorm {
+        eps: norm.eps as f32,
+    };
+    if x.track_op() || norm.gamma_beta.track_op() {
+        x.apply_op2(&norm.gamma_beta, op)
+    } else {
+        x.apply_op2_no_bwd(&norm.gamma_beta, &op)
+    }
+}
+
+/// `LayerNorm(x + residual)`, both `[rows, hidden]`.
+pub fn add_norm(x: &Tensor, residual: &Tensor, parameters: &Norm) -> Result<Tensor> {
+    let sum = if x.track_op() || residual.track_op() {
+        x.apply_op2(residual, Add)?
+    } else {
+        x.apply_op2_no_bwd(residual, &Add)?
+    };
+    norm(&sum, parameters)
+}
+
+struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        if a_layout.dims() != b_layout.dims() {
+            candle_core::bail!("cannot add {:?} and {:?}", a_layout.dims(), b_layout.dims());
+        }
+        let a = contiguous(a, a_layout)?;
+        let b = contiguous(b, b_layout)?;
+        output(
+            a.iter().zip(b).map(|(a, b)| a + b).collect(),
+            a_layout.shape(),
+        )
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _sum: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((
+            if_tracked(a, || Ok(gradient.clone()))?,
+            if_tracked(b, || Ok(gradient.clone()))?,
+        ))
+    }
+}
+
+struct LayerNorm {
+    eps: f32,
+}
+
+/// Mean and reciprocal standard deviation of a row.
+#[inline(always)]
+fn moments(row: &[f32], eps: f32) -> (f32, f32) {
+    let n = row.len() as f32;
+    let mean = sum(row.len(), |i| row[i]) / n;
+    let variance = sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) / n;
+    (mean, 1.0 / (variance + eps).sqrt())
+}
+
+impl CustomOp2 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        gamma_beta: &CpuStorage,
+        gamma_beta_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, hidden) = layout.shape().dims2()?;
+        let mut y = contiguous(x, layout)?.to_vec();
+        let (gamma, beta) = contiguous(gamma_beta, gamma_beta_layout)?.split_at(hidden);
+        vectorize(
+            #[inline(always)]
+            || {
+                for row in y.chunks_exact_mut(hidden) {
+                    let (mean, scale) = moments(row, self.eps);
+                    for ((y, g), b) in row.iter_mut().zip(gamma).zip(beta) {
+                        *y = (*y - mean) * scale * g + b;
+                    }
+                }
+            },
+        );
+        output(y, layout.shape())
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        gamma_beta: &Tensor,
+        _y: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gradient = gradient.contiguous()?;
+        let dx = if_tracked(x, || {
+            let gamma = gamma_beta.get(0)?;
+            let dxhat = gradient.broadcast_mul(&gamma)?;
+            dxhat.apply_op2_no_bwd(x, &InputGradient { eps: self.eps })
+        })?;
+        let dgb = if_tracked(gamma_beta, || {
+            let scaled = gradient.apply_op2_no_bwd(x, &TimesNormalised { eps: self.eps })?;
+            Tensor::stack(
+                &[
+                    scaled.apply_op1_no_bwd(&ColumnSums)?,
+                    gradient.apply_op1_no_bwd(&ColumnSums)?,
+                ],
+                0,
+            )
+        })?;
+        Ok((dx, dgb))
+    }
+}
+
+/// (d − mean(d) − x̂ · mean(d ∘ x̂)) / σ for d = γ ∘ ∂L/∂y.
+struct InputGradient {
+    eps: f32,
+}
+
+impl CustomOp2 for InputGradient {
+    fn name(&self) -> &'static str {
+        "layer-norm-backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        d: &CpuStorage,
+        layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, hidden) = layout.shape().dims2()?;
+        let mut dx = contiguous(d, layout)?.to_vec();
+        let x = contiguous(x, x_layout)?;
+        vectorize(
+            #[inline(always)]
+            || {
+                for (d, x) in dx.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)) {
+                    let (mean, scale) = moments(x, self.eps);
+                    let n = hidden as f32;
+                    let mean_d = sum(hidden, |i| d[i]) / n;
+                    let mean_dx = sum(hidden, |i| d[i] * (x[i] - mean) * scale) / n;
+                    for (d, x) in d.iter_mut().zip(x) {
+                        *d = (*d - mean_d - (x - mean) * scale * mean_dx) * scale;
+                    }
+                }
+            },
+        );
+        output(dx, layout.shape())
+    }
+}
+
+/// d ∘ x̂, whose column sums are the gradient of γ.
+struct TimesNormalised {
+    eps: f32,
+}
+
+impl CustomOp2 for TimesNormalised {
+    fn name(&self) -> &'static str {
+        "times-normalised"
+    }
+
+    fn cpu_fwd(
+        &self,
+        d: &CpuStorage,
+        layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (_, hidden) = layout.shape().dims2()?;
+        let mut scaled = contiguous(d, layout)?.to_vec();
+        let x = contiguous(x, x_layout)?;
+        vectorize(
+            #[inline(always)]
+            || {
+                for (d, x) in scaled.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)) {
+                    let (mean, scale) = moments(x, self.eps);
+                    for (d, x) in d.iter_mut().zip(x) {
+                        *d *= (x - mean) * scale;
+                    }
+                }
+            },
+        );
+        output(scaled, layout.shape())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient_check::{assert_gradient, random};
+
+    #[test]
+    fn backward_agrees_with_finite_differences() {
+        let inputs = [random(1, (3, 19)), random(2, (3, 19)), random(3, (2, 19))];
+        assert_gradient(&inputs, |t| {
+            let parameters = Norm {
+                gamma_beta: t[2].clone(),
+                eps: 1e-5,
+            };
+            add_norm(&t[0], &t[1], &parameters)
+        });
+    }
+
+    #[test]
+    fn rows_have_the_mean_and_deviation_asked_for() {
+        let gamma_beta = Tensor::cat(
+            &[
+                &Tensor::full(2f32, (1, 33), &candle_core::Device::Cpu).unwrap(),
+                &Tensor::full(3f32, (1, 33), &candle_core::Device::Cpu).unwrap(),
+            ],
+            0,
+        );
+        let parameters = Norm {
+            gamma_beta: gamma_beta.unwrap(),
+            eps: 1e-12,
+        };
+        for row in norm(&random(5, (4, 33)), &parameters)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap()
+        {
+            let mean = row.iter().sum::<f32>() / 33.0;
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 33.0;
+            assert!((mean - 3.0).abs() < 1e-5 && (variance - 4.0).abs() < 1e-4);
+        }
+    }
+}
