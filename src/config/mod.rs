@@ -1,1 +1,13 @@
-//! What the user typed becomes what the program uses, checked once.
+//! What the user typed, checked once and made whole.
+//!
+//! [`RawServe`] is what was typed: flags, then `KDLORA_…` variables, then a TOML file, the earlier
+//! one winning. [`ServeConfig`] is what the program uses; the step between the two fills defaults
+//! in and refuses what can't work.
+
+mod raw;
+mod serve;
+mod units;
+
+pub use raw::RawServe;
+pub use serve::{ConfigError, ServeConfig};
+pub use units::{Bytes, DeviceChoice, Dtype, Seconds};

@@ -1,0 +1,129 @@
+//! Flags, variables and the TOML file of `kdlora serve`, unchecked.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::units::{Bytes, DeviceChoice, Dtype, Seconds};
+
+/// One source of settings; what it does not set is `None`. The keys of the TOML file are the long
+/// names of the flags: `max-queue = 512`.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RawServe {
+    /// TOML file with settings; flags and variables win over it.
+    #[arg(long, env = "KDLORA_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Address to listen on [default: 127.0.0.1:8080].
+    #[arg(long, env = "KDLORA_BIND", value_name = "ADDRESS:PORT")]
+    pub bind: Option<SocketAddr>,
+
+    /// Folder of jobs, versions and their history [default: ~/.local/state/kdlora].
+    #[arg(long, env = "KDLORA_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+
+    /// Folder of fetched encoders [default: ~/.cache/kdlora].
+    #[arg(long, env = "KDLORA_CACHE", value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+
+    /// Folder of ready-made adapters, one task each [default: models/adapters of the install].
+    #[arg(long, env = "KDLORA_ADAPTERS", value_name = "DIR")]
+    pub adapters: Option<PathBuf>,
+
+    /// The encoder that answers: a catalog name, or a folder in the Hugging Face layout [default:
+    /// minilm-l6].
+    #[arg(long, env = "KDLORA_STUDENT", value_name = "NAME|DIR")]
+    pub student: Option<String>,
+
+    /// Folder below which requests may name data, teachers and adapters by path; none may where
+    /// this is not set.
+    #[arg(long, env = "KDLORA_DATA_ROOT", value_name = "DIR")]
+    pub data_root: Option<PathBuf>,
+
+    /// Where the encoder computes: auto, cpu, cuda, cuda:N [default: auto].
+    #[arg(long, env = "KDLORA_DEVICE", value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+
+    /// Number format of the encoder: f32, bf16, f16, int8 [default: f32].
+    #[arg(long, env = "KDLORA_DTYPE", value_name = "FORMAT")]
+    pub dtype: Option<Dtype>,
+
+    /// Threads that compute, each a whole batch of its own [default: one per core].
+    #[arg(long, env = "KDLORA_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Most tokens in one batch; longer batches win nothing on a CPU and make others wait
+    /// [default: 512].
+    #[arg(long, env = "KDLORA_MAX_BATCH_TOKENS", value_name = "N")]
+    pub max_batch_tokens: Option<usize>,
+
+    /// Most inputs in the server at a time; a request that does not fit gets status 429
+    /// [default: 2048].
+    #[arg(long, env = "KDLORA_MAX_QUEUE", value_name = "N")]
+    pub max_queue: Option<usize>,
+
+    /// Most inputs in one request [default: 256].
+    #[arg(long, env = "KDLORA_MAX_INPUTS", value_name = "N")]
+    pub max_inputs: Option<usize>,
+
+    /// Largest body of a classification request [default: 2MiB].
+    #[arg(long, env = "KDLORA_MAX_BODY", value_name = "BYTES")]
+    pub max_body: Option<Bytes>,
+
+    /// Most characters of one text [default: 100000].
+    #[arg(long, env = "KDLORA_MAX_TEXT_CHARS", value_name = "N")]
+    pub max_text_chars: Option<usize>,
+
+    /// Largest upload to an admin route [default: 256MiB].
+    #[arg(long, env = "KDLORA_MAX_UPLOAD", value_name = "BYTES")]
+    pub max_upload: Option<Bytes>,
+
+    /// Longest time for one classification; a request may ask for less [default: 30s].
+    #[arg(long, env = "KDLORA_REQUEST_TIMEOUT", value_name = "TIME")]
+    pub request_timeout: Option<Seconds>,
+
+    /// How long a stopping server finishes what is in flight [default: 30s].
+    #[arg(long, env = "KDLORA_SHUTDOWN_TIMEOUT", value_name = "TIME")]
+    pub shutdown_timeout: Option<Seconds>,
+
+    /// Most memory for the adapters of all live tasks; a version that does not fit is not loaded
+    /// [default: no limit].
+    #[arg(long, env = "KDLORA_ADAPTER_MEMORY", value_name = "BYTES")]
+    pub adapter_memory: Option<Bytes>,
+
+    /// File with the token that admin routes ask for. Without one they answer only when the server
+    /// listens on a loopback address.
+    #[arg(long, env = "KDLORA_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+}
+
+impl RawServe {
+    /// Fills what is not set from `other`.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            config: self.config.or(other.config),
+            bind: self.bind.or(other.bind),
+            state: self.state.or(other.state),
+            cache: self.cache.or(other.cache),
+            adapters: self.adapters.or(other.adapters),
+            student: self.student.or(other.student),
+            data_root: self.data_root.or(other.data_root),
+            device: self.device.or(other.device),
+            dtype: self.dtype.or(other.dtype),
+            threads: self.threads.or(other.threads),
+            max_batch_tokens: self.max_batch_tokens.or(other.max_batch_tokens),
+            max_queue: self.max_queue.or(other.max_queue),
+            max_inputs: self.max_inputs.or(other.max_inputs),
+            max_body: self.max_body.or(other.max_body),
+            max_text_chars: self.max_text_chars.or(other.max_text_chars),
+            max_upload: self.max_upload.or(other.max_upload),
+            request_timeout: self.request_timeout.or(other.request_timeout),
+            shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
+            adapter_memory: self.adapter_memory.or(other.adapter_memory),
+            admin_token_file: self.admin_token_file.or(other.admin_token_file),
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The settings of the server, checked.
+
+use std::env;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use super::raw::RawServe;
+use super::units::{DeviceChoice, Dtype};
+
+/// What `kdlora serve` runs with.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    pub bind: SocketAddr,
+    pub state: PathBuf,
+    /// `None`: the cache folder of the hub.
+    pub cache: Option<PathBuf>,
+    /// `None`: no ready-made adapters were found or named.
+    pub adapters: Option<PathBuf>,
+    /// Catalog name or folder.
+    pub student: String,
+    /// Canonical, so that a path below it can be told from one that leads out.
+    pub data_root: Option<PathBuf>,
+    pub dtype: Dtype,
+    /// Threads that compute.
+    pub threads: usize,
+    pub max_batch_tokens: usize,
+    /// Sequences in the server at a time.
+    pub max_queue: usize,
+    pub max_inputs: usize,
+    pub max_body_bytes: usize,
+    pub max_text_chars: usize,
+    pub max_upload_bytes: usize,
+    pub request_timeout: Duration,
+    pub shutdown_timeout: Duration,
+    pub adapter_memory: Option<u64>,
+    pub admin_token: Option<AdminToken>,
+}
+
+/// The admin token; not shown in logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AdminToken(String);
+
+impl AdminToken {
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for AdminToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AdminToken(..)")
+    }
+}
+
+/// A setting that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("can't read {what} {path:?}")]
+    Read {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the settings file {path:?} can't be used")]
+    Parse {
+        path: PathBuf,
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl ServeConfig {
+    /// Flags and variables are in `typed`; its `config` names the file for the rest.
+    pub fn load(typed: RawServe) -> Result<Self, ConfigError> {
+        let raw = match &typed.config {
+            Some(path) => {
+                let file = read_file(path)?;
+                typed.or(file)
+            }
+            None => typed,
+        };
+        Self::check(raw)
+    }
+
+    fn check(raw: RawServe) -> Result<Self, ConfigError> {
+        let dtype = raw.dtype.unwrap_or(Dtype::F32);
+        check_built_in(raw.device.unwrap_or(DeviceChoice::Auto), dtype)?;
+        let threads = positive("threads", raw.threads.unwrap_or_else(cores))?;
+        let max_queue = positive("max-queue", raw.max_queue.unwrap_or(2048))?;
+        let max_inputs = positive("max-inputs", raw.max_inputs.unwrap_or(256.min(max_queue)))?;
+        if max_inputs > max_queue {
+            return Err(ConfigError::Invalid(format!(
+                "--max-inputs is {max_inputs}, but --max-queue lets only {max_queue} inputs in at \
+                 a time; the larger requests could never be served"
+            )));
+        }
+        let request_timeout = raw.request_timeout.map_or(Duration::from_secs(30), |t| t.0);
+        if request_timeout.is_zero() {
+            return Err(ConfigError::Invalid(
+                "--request-timeout must be longer than 0".to_owned(),
+            ));
+        }
+        Ok(Self {
+            bind: raw
+                .bind
+                .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
+            state: match raw.state {
+                Some(state) => state,
+                None => default_state()?,
+            },
+            cache: raw.cache,
+            adapters: match raw.adapters {
+                Some(path) => Some(existing_folder("adapters", path)?),
+                None => installed_adapters(),
+            },
+            student: raw.student.unwrap_or_else(|| "minilm-l6".to_owned()),
+            data_root: raw
+                .data_root
+                .map(|path| existing_folder("data-root", path))
+                .transpose()?,
+            dtype,
+            threads,
+            max_batch_tokens: positive("max-batch-tokens", raw.max_batch_tokens.unwrap_or(512))?,
+            max_queue,
+            max_inputs,
+            max_body_bytes: bytes(raw.max_body, 2 << 20),
+            max_text_chars: positive("max-text-chars", raw.max_text_chars.unwrap_or(100_000))?,
+            max_upload_bytes: bytes(raw.max_upload, 256 << 20),
+            request_timeout,
+            shutdown_timeout: raw
+                .shutdown_timeout
+                .map_or(Duration::from_secs(30), |t| t.0),
+            adapter_memory: raw.adapter_memory.map(|bytes| bytes.0),
+            admin_token: raw
+                .admin_token_file
+                .as_deref()
+                .map(read_token)
+                .transpose()?,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<RawServe, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        what: "the settings file",
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+fn check_built_in(device: DeviceChoice, dtype: Dtype) -> Result<(), ConfigError> {
+    if let DeviceChoice::Cuda(_) = device {
+        return Err(ConfigError::Invalid(
+            "this build of kdlora has no CUDA; use --device cpu or auto".to_owned(),
+        ));
+    }
+    if dtype != Dtype::F32 {
+        return Err(ConfigError::Invalid(format!(
+            "this build of kdlora computes in f32 only; --dtype {dtype} is not built in"
+        )));
+    }
+    Ok(())
+}
+
+fn cores() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn positive(flag: &str, number: usize) -> Result<usize, ConfigError> {
+    if number == 0 {
+        return Err(ConfigError::Invalid(format!("--{flag} must be at least 1")));
+    }
+    Ok(number)
+}
+
+fn bytes(given: Option<super::Bytes>, default: u64) -> usize {
+    usize::try_from(given.map_or(default, |bytes| bytes.0)).unwrap_or(usize::MAX)
+}
+
+fn existing_folder(flag: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    let canonical = path.canonicalize().map_err(|source| ConfigError::Read {
+        what: "the folder",
+        path: path.clone(),
+        source,
+    })?;
+    if !canonical.is_dir() {
+        return Err(ConfigError::Invalid(format!(
+            "--{flag}: {path:?} is not a folder"
+        )));
+    }
+    Ok(canonical)
+}
+
+/// The state folder of the XDG base directory specification.
+fn default_state() -> Result<PathBuf, ConfigError> {
+    let absolute = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+        .map(|base| base.join("kdlora"))
+        .ok_or_else(|| {
+            ConfigError::Invalid(
+                "there is no home folder to keep the state in; name a folder with --state"
+                    .to_owned(),
+            )
+        })
+}
+
+/// Ready-made adapters lie beside an installed program, or in the source tree it was built from.
+fn installed_adapters() -> Option<PathBuf> {
+    let beside = env::current_exe()
+        .ok()
+        .and_then(|program| Some(program.parent()?.join("models/adapters")));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/adapters");
+    beside
+        .into_iter()
+        .chain([source])
+        .find(|path| path.is_dir())
+}
+
+fn read_token(path: &Path) -> Result<AdminToken, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        what: "the admin token file",
+        path: path.to_owned(),
+        source,
+    })?;
+    let token = text.trim();
+    if token.is_empty() {
+        return Err(ConfigError::Invalid(format!(
+            "the admin token file {path:?} is empty"
+        )));
+    }
+    Ok(AdminToken(token.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::http::error::chain;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        raw: RawServe,
+    }
+
+    fn typed(flags: &[&str]) -> RawServe {
+        let words = ["serve", "--state", "state"].iter().chain(flags);
+        Line::try_parse_from(words).expect("the flags parse").raw
+    }
+
+    fn refusal(flags: &[&str]) -> String {
+        chain(&ServeConfig::load(typed(flags)).expect_err("the settings are refused"))
+    }
+
+    fn settings_file(text: &str) -> tempfile::TempPath {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        fs::write(file.path(), text).expect("write the file");
+        file.into_temp_path()
+    }
+
+    #[test]
+    fn defaults_make_a_whole_config() {
+        let config = ServeConfig::load(typed(&[])).expect("defaults are valid");
+        assert_eq!(config.bind.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.student, "minilm-l6");
+        assert!(config.threads >= 1);
+        assert_eq!(config.admin_token, None);
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file = settings_file(
+            "bind = '127.0.0.1:9'\nmax-queue = 7\nmax-body = '1KiB'\nrequest-timeout = '250ms'\n",
+        );
+        let file = file.to_str().expect("a UTF-8 path");
+        let config = ServeConfig::load(typed(&["--config", file, "--bind", "127.0.0.1:10"]))
+            .expect("the settings are valid");
+        assert_eq!(config.bind.port(), 10);
+        assert_eq!((config.max_queue, config.max_inputs), (7, 7));
+        assert_eq!(config.max_body_bytes, 1024);
+        assert_eq!(config.request_timeout, Duration::from_millis(250));
+    }
+
+    #[test]
+    fn refuses_unknown_keys_and_wrong_values_of_the_file() {
+        for (text, sentence) in [
+            ("max-que = 7", "unknown field `max-que`"),
+            ("device = 'gpu'", "is not a device"),
+            ("threads = 'two'", "invalid type: string"),
+            ("max-body = -1", "is not a number of bytes"),
+        ] {
+            let file = settings_file(text);
+            let error = refusal(&["--config", file.to_str().expect("a UTF-8 path")]);
+            assert!(error.contains(sentence), "{error}");
+        }
+        assert!(refusal(&["--config", "no/such/file"]).contains("can't read the settings file"));
+    }
+
+    #[test]
+    fn refuses_what_is_not_built_in() {
+        assert!(refusal(&["--device", "cuda"]).contains("no CUDA"));
+        assert!(refusal(&["--dtype", "bf16"]).contains("f32 only"));
+    }
+
+    #[test]
+    fn refuses_limits_that_no_request_can_meet() {
+        assert!(refusal(&["--threads", "0"]).contains("--threads must be at least 1"));
+        assert!(refusal(&["--max-queue", "4", "--max-inputs", "5"]).contains("never be served"));
+    }
+
+    #[test]
+    fn the_admin_token_is_trimmed_never_empty_and_not_shown() {
+        let file = settings_file("  s3cret\n");
+        let path = file.to_str().expect("a UTF-8 path");
+        let config = ServeConfig::load(typed(&["--admin-token-file", path])).expect("valid");
+        assert_eq!(
+            config.admin_token.as_ref().map(AdminToken::reveal),
+            Some("s3cret")
+        );
+        assert!(!format!("{config:?}").contains("s3cret"));
+        let empty = settings_file("\n");
+        let error = refusal(&["--admin-token-file", empty.to_str().expect("a UTF-8 path")]);
+        assert!(error.contains("is empty"), "{error}");
+    }
+}
