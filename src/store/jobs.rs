@@ -1,0 +1,484 @@
+//! Jobs: one row for each distillation pass that was asked for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{FromRow, Row, Sqlite, Transaction};
+use utoipa::ToSchema;
+
+use super::versions::database_int;
+use super::{Store, StoreError, Timestamp, check_task_name};
+
+/// A distillation pass, as `GET /admin/jobs/{id}` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub struct Job {
+    pub id: String,
+    pub task: String,
+    pub state: JobState,
+    /// What the pass is doing; absent before it starts.
+    pub stage: Option<String>,
+    pub step: u64,
+    pub steps: u64,
+    /// Mean training loss since the last step.
+    pub loss: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    /// Seconds until the stage ends.
+    pub eta_seconds: Option<f64>,
+    /// The version that came of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    pub created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
+}
+
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl JobState {
+    /// All states, in the order of a job's life.
+    pub const ALL: [Self; 5] = [
+        Self::Queued,
+        Self::Running,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// The state's name in the database, in JSON and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing more happens to the job.
+    pub fn is_over(self) -> bool {
+        !matches!(self, Self::Queued | Self::Running)
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// What is known of a job before it exists.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// From [`NewJob::id`]; its folder is ready.
+    pub id: String,
+    pub task: String,
+    /// The `DistillSpec` whose data are paths.
+    pub spec: serde_json::Value,
+    /// The client's `Idempotency-Key`.
+    pub idempotency_key: Option<String>,
+    /// SHA-256 of the request, which tells a repeated request from another one with the same key.
+    pub request_digest: String,
+}
+
+impl NewJob {
+    /// A fresh identifier. Later ones sort after earlier ones.
+    pub fn id() -> String {
+        uuid::Uuid::now_v7().to_string()
+    }
+}
+
+/// The answer to [`Store::create_job`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    New(Job),
+    /// The same request with the same key has made this job before.
+    Existing(Job),
+}
+
+/// How far a running job is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    pub stage: String,
+    pub step: u64,
+    pub steps: u64,
+    pub loss: Option<f64>,
+    pub tokens_per_second: Option<f64>,
+    pub eta_seconds: Option<f64>,
+}
+
+impl Store {
+    /// Queues a job, or finds the one that the same request made before. The same key with
+    /// another request is [`StoreError::KeyReused`].
+    pub async fn create_job(&self, new: NewJob) -> Result<Created, StoreError> {
+        check_task_name(&new.task)?;
+        let mut transaction = self.write().await?;
+        if let Some(key) = &new.idempotency_key {
+            let sql = "SELECT * FROM jobs WHERE idempotency_key = ?";
+            let row = sqlx::query(sql)
+                .bind(key)
+                .fetch_optional(&mut *transaction)
+                .await?;
+            if let Some(row) = row {
+                return earlier_job(&row, &new);
+            }
+        }
+        let sql = "INSERT INTO jobs
+            (id, task, spec, state, created_at, idempotency_key, request_digest)
+            VALUES (?, ?, ?, 'queued', ?, ?, ?) RETURNING *";
+        let job = sqlx::query_as(sql)
+            .bind(&new.id)
+            .bind(&new.task)
+            .bind(new.spec.to_string())
+            .bind(Timestamp::now().millis())
+            .bind(&new.idempotency_key)
+            .bind(&new.request_digest)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(Created::New(job))
+    }
+
+    /// The job that an idempotency key belongs to.
+    pub async fn job_of_key(&self, key: &str) -> Result<Option<Job>, StoreError> {
+        let sql = "SELECT * FROM jobs WHERE idempotency_key = ?";
+        Ok(sqlx::query_as(sql)
+            .bind(key)
+            .fetch_optional(self.pool())
+            .await?)
+    }
+
+    pub async fn job(&self, id: &str) -> Result<Job, StoreError> {
+        sqlx::query_as("SELECT * FROM jobs WHERE id = ?")
+            .bind(id)
+            .fetch_optional(self.pool())
+            .await?
+            .ok_or_else(|| StoreError::UnknownJob(id.to_owned()))
+    }
+
+    /// What the job was asked to do, as it was queued.
+    pub async fn job_spec(&self, id: &str) -> Result<serde_json::Value, StoreError> {
+        let spec: Option<String> = sqlx::query_scalar("SELECT spec FROM jobs WHERE id = ?")
+            .bind(id)
+            .fetch_optional(self.pool())
+            .await?;
+        let spec = spec.ok_or_else(|| StoreError::UnknownJob(id.to_owned()))?;
+        let spec = serde_json::from_str(&spec);
+        Ok(spec.map_err(|error| sqlx::Error::Decode(error.into()))?)
+    }
+
+    /// The latest jobs, newest first.
+    pub async fn jobs(&self, limit: u32) -> Result<Vec<Job>, StoreError> {
+        Ok(
+            sqlx::query_as("SELECT * FROM jobs ORDER BY id DESC LIMIT ?")
+                .bind(limit)
+                .fetch_all(self.pool())
+                .await?,
+        )
+    }
+
+    /// How many jobs there are in each state, states without jobs left out.
+    pub async fn job_counts(&self) -> Result<Vec<(JobState, u64)>, StoreError> {
+        let sql = "SELECT state, COUNT(*) AS jobs FROM jobs GROUP BY state";
+        let rows = sqlx::query(sql).fetch_all(self.pool()).await?;
+        let count = |row: &SqliteRow| -> Result<_, sqlx::Error> {
+            Ok((state(row)?, super::versions::unsigned(row, "jobs")?))
+        };
+        Ok(rows.iter().map(count).collect::<Result<_, _>>()?)
+    }
+
+    /// Takes the oldest queued job and marks it as running.
+    pub async fn start_next_job(&self) -> Result<Option<Job>, StoreError> {
+        let sql = "UPDATE jobs SET state = 'running', started_at = ?
+            WHERE id = (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1)
+            RETURNING *";
+        Ok(sqlx::query_as(sql)
+            .bind(Timestamp::now().millis())
+            .fetch_optional(self.pool())
+            .await?)
+    }
+
+    /// Records how far a running job is; a job in another state stays as it is.
+    pub async fn record_progress(&self, id: &str, progress: &Progress) -> Result<(), StoreError> {
+        let sql = "UPDATE jobs SET stage = ?, step = ?, steps = ?, loss = ?,
+            tokens_per_second = ?, eta_seconds = ? WHERE id = ? AND state = 'running'";
+        sqlx::query(sql)
+            .bind(&progress.stage)
+            .bind(database_int(progress.step))
+            .bind(database_int(progress.steps))
+            .bind(progress.loss)
+            .bind(progress.tokens_per_second)
+            .bind(progress.eta_seconds)
+            .bind(id)
+            .execute(self.pool())
+            .await?;
+        Ok(())
+    }
+
+    /// Ends a queued or running job without a version.
+    pub async fn fail_job(&self, id: &str, error: &str) -> Result<Job, StoreError> {
+        self.end_job(id, JobState::Failed, Some(error)).await
+    }
+
+    /// Ends a queued or running job because its owner does not want it any more. Whoever runs
+    /// it stops the process first.
+    pub async fn cancel_job(&self, id: &str) -> Result<Job, StoreError> {
+        self.end_job(id, JobState::Cancelled, None).await
+    }
+
+    /// Cancels the job if it has not been started; `None` if it is past that.
+    pub async fn cancel_queued_job(&self, id: &str) -> Result<Option<Job>, StoreError> {
+        let sql = "UPDATE jobs SET state = 'cancelled', finished_at = ?
+            WHERE id = ? AND state = 'queued' RETURNING *";
+        Ok(sqlx::query_as(sql)
+            .bind(Timestamp::now().millis())
+            .bind(id)
+            .fetch_optional(self.pool())
+            .await?)
+    }
+
+    async fn end_job(
+        &self,
+        id: &str,
+        state: JobState,
+        error: Option<&str>,
+    ) -> Result<Job, StoreError> {
+        let sql = "UPDATE jobs SET state = ?, error = ?, eta_seconds = NULL, finished_at = ?
+            WHERE id = ? AND state IN ('queued', 'running') RETURNING *";
+        let job: Option<Job> = sqlx::query_as(sql)
+            .bind(state.as_str())
+            .bind(error)
+            .bind(Timestamp::now().millis())
+            .bind(id)
+            .fetch_optional(self.pool())
+            .await?;
+        match job {
+            Some(job) => Ok(job),
+            None => Err(StoreError::JobOver {
+                state: self.job(id).await?.state,
+                id: id.to_owned(),
+            }),
+        }
+    }
+}
+
+/// Marks a running job as succeeded within the transaction that adds its version.
+pub(super) async fn succeed(
+    transaction: &mut Transaction<'_, Sqlite>,
+    id: &str,
+    version: u64,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE jobs SET state = 'succeeded', version = ?, eta_seconds = NULL, error = NULL,
+        finished_at = ? WHERE id = ? AND state = 'running'";
+    let result = sqlx::query(sql)
+        .bind(database_int(version))
+        .bind(Timestamp::now().millis())
+        .bind(id)
+        .execute(&mut **transaction)
+        .await?;
+    if result.rows_affected() == 1 {
+        return Ok(());
+    }
+    let row = sqlx::query("SELECT state FROM jobs WHERE id = ?")
+        .bind(id)
+        .fetch_one(&mut **transaction)
+        .await?;
+    Err(StoreError::JobOver {
+        id: id.to_owned(),
+        state: state(&row)?,
+    })
+}
+
+fn earlier_job(row: &SqliteRow, new: &NewJob) -> Result<Created, StoreError> {
+    let job = Job::from_row(row)?;
+    let digest: String = row.try_get("request_digest")?;
+    if digest == new.request_digest {
+        return Ok(Created::Existing(job));
+    }
+    Err(StoreError::KeyReused {
+        key: new.idempotency_key.clone().unwrap_or_default(),
+        job: job.id,
+    })
+}
+
+fn state(row: &SqliteRow) -> Result<JobState, sqlx::Error> {
+    let name: &str = row.try_get("state")?;
+    JobState::ALL
+        .into_iter()
+        .find(|state| state.as_str() == name)
+        .ok_or_else(|| sqlx::Error::Decode(format!("unknown job state '{name}'").into()))
+}
+
+impl FromRow<'_, SqliteRow> for Job {
+    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
+        let number = |column| -> Result<Option<u64>, sqlx::Error> {
+            let value: Option<i64> = row.try_get(column)?;
+            Ok(value.map(i64::unsigned_abs))
+        };
+        let time = |column| -> Result<Option<Timestamp>, sqlx::Error> {
+            let value: Option<i64> = row.try_get(column)?;
+            Ok(value.map(Timestamp::from_millis))
+        };
+        Ok(Self {
+            id: row.try_get("id")?,
+            task: row.try_get("task")?,
+            state: state(row)?,
+            stage: row.try_get("stage")?,
+            step: number("step")?.unwrap_or_default(),
+            steps: number("steps")?.unwrap_or_default(),
+            loss: row.try_get("loss")?,
+            tokens_per_second: row.try_get("tokens_per_second")?,
+            eta_seconds: row.try_get("eta_seconds")?,
+            version: number("version")?,
+            error: row.try_get("error")?,
+            created_at: Timestamp::from_millis(row.try_get("created_at")?),
+            started_at: time("started_at")?,
+            finished_at: time("finished_at")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{adapter, store};
+    use super::*;
+
+    fn new_job(key: Option<&str>, digest: &str) -> NewJob {
+        NewJob {
+            id: NewJob::id(),
+            task: "topic".into(),
+            spec: serde_json::json!({ "task": "topic" }),
+            idempotency_key: key.map(str::to_owned),
+            request_digest: digest.into(),
+        }
+    }
+
+    async fn create(store: &Store) -> Job {
+        match store.create_job(new_job(None, "d")).await.unwrap() {
+            Created::New(job) => job,
+            Created::Existing(job) => panic!("{job:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_repeated_request_gets_the_same_job_and_a_changed_one_is_refused() {
+        let (_folder, store) = store().await;
+        let first = store.create_job(new_job(Some("k"), "d1")).await.unwrap();
+        let Created::New(job) = first else {
+            panic!("{first:?}")
+        };
+        let again = store.create_job(new_job(Some("k"), "d1")).await.unwrap();
+        assert_eq!(again, Created::Existing(job.clone()));
+        let other = store.create_job(new_job(Some("k"), "d2")).await;
+        assert!(matches!(other, Err(StoreError::KeyReused { .. })));
+        assert_eq!(store.jobs(10).await.unwrap(), [job]);
+    }
+
+    #[tokio::test]
+    async fn jobs_start_in_the_order_they_were_queued() {
+        let (_folder, store) = store().await;
+        let first = create(&store).await;
+        let second = create(&store).await;
+        let started = store.start_next_job().await.unwrap().unwrap();
+        assert_eq!(started.id, first.id);
+        assert_eq!(started.state, JobState::Running);
+        assert_eq!(store.start_next_job().await.unwrap().unwrap().id, second.id);
+        assert_eq!(store.start_next_job().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_is_over_stays_as_it_ended() {
+        let (folder, store) = store().await;
+        let job = create(&store).await;
+        store.start_next_job().await.unwrap();
+        store.cancel_job(&job.id).await.unwrap();
+        let late = store.fail_job(&job.id, "killed").await.unwrap_err();
+        assert!(matches!(
+            late,
+            StoreError::JobOver {
+                state: JobState::Cancelled,
+                ..
+            }
+        ));
+        let progress = Progress {
+            stage: "evaluation".into(),
+            ..Progress::default()
+        };
+        store.record_progress(&job.id, &progress).await.unwrap();
+        let output = adapter(&folder, "late");
+        let finished = store.finish_with_version(&job.id, &output, None).await;
+        assert!(matches!(finished, Err(StoreError::JobOver { .. })));
+        let job = store.job(&job.id).await.unwrap();
+        assert_eq!((job.state, job.stage), (JobState::Cancelled, None));
+        assert!(store.tasks().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn success_gives_version_promotion_and_state_together() {
+        let (folder, store) = store().await;
+        let job = create(&store).await;
+        store.start_next_job().await.unwrap();
+        let output = adapter(&folder, "out");
+        let version = store
+            .finish_with_version(&job.id, &output, Some("kept 97 %"))
+            .await
+            .unwrap();
+        assert!(version.live && !output.exists());
+        let job = store.job(&job.id).await.unwrap();
+        assert_eq!((job.state, job.version), (JobState::Succeeded, Some(1)));
+        let history = store.history("topic").await.unwrap();
+        assert_eq!(history[0].actor, format!("job {}", job.id));
+    }
+
+    #[tokio::test]
+    async fn json_has_the_fields_of_the_interface() {
+        let (_folder, store) = store().await;
+        let job = create(&store).await;
+        let json = serde_json::to_value(&job).unwrap();
+        let names: Vec<_> = json.as_object().unwrap().keys().cloned().collect();
+        let expected = [
+            "id",
+            "task",
+            "state",
+            "stage",
+            "step",
+            "steps",
+            "loss",
+            "tokens_per_second",
+            "eta_seconds",
+            "created_at",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(json["state"], "queued");
+    }
+
+    #[tokio::test]
+    async fn only_a_queued_job_is_cancelled_in_the_queue() {
+        let (_folder, store) = store().await;
+        let first = create(&store).await;
+        store.start_next_job().await.unwrap();
+        assert_eq!(store.cancel_queued_job(&first.id).await.unwrap(), None);
+        let second = create(&store).await;
+        let cancelled = store.cancel_queued_job(&second.id).await.unwrap().unwrap();
+        assert_eq!(cancelled.state, JobState::Cancelled);
+        assert_eq!(store.start_next_job().await.unwrap(), None);
+        let counts = store.job_counts().await.unwrap();
+        assert_eq!(counts.len(), 2);
+    }
+}
