@@ -5,6 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::{Dataset, FEW_TEST_ROWS, Label, Row, splits};
+use crate::adapter::ProblemType;
+
 /// The three parts of a data set.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
@@ -62,6 +65,14 @@ impl DataChecks {
             Split::Test => &self.test,
         }
     }
+
+    pub fn split_mut(&mut self, split: Split) -> &mut SplitChecks {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Validation => &mut self.validation,
+            Split::Test => &mut self.test,
+        }
+    }
 }
 
 /// Counts over the rows of one split that are used.
@@ -110,4 +121,102 @@ impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} row {}: {}", self.split, self.line, self.reason)
     }
+}
+
+/// Counts the rows of one split.
+pub(super) fn count(rows: &[Row], task_kind: ProblemType, label_names: &[String]) -> SplitChecks {
+    let mut classes = vec![0usize; label_names.len()];
+    let mut values = Vec::new();
+    for label in rows.iter().filter_map(|row| row.label.as_ref()) {
+        match label {
+            Label::Class(class) => classes[*class] += 1,
+            Label::Labels(labels) => labels.iter().for_each(|&label| classes[label] += 1),
+            Label::Value(value) => values.push(*value),
+        }
+    }
+    let classes = match task_kind {
+        ProblemType::Regression => Vec::new(),
+        _ => label_names
+            .iter()
+            .zip(classes)
+            .map(|(label, rows)| ClassCount {
+                label: label.clone(),
+                rows,
+            })
+            .collect(),
+    };
+    SplitChecks {
+        rows: rows.len(),
+        labelled: rows.iter().filter(|row| row.label.is_some()).count(),
+        with_teacher_logits: rows
+            .iter()
+            .filter(|row| row.teacher_logits.is_some())
+            .count(),
+        duplicates: splits::count_duplicates(rows),
+        classes,
+        targets: TargetRange::of(&values),
+        truncated: None,
+    }
+}
+
+impl TargetRange {
+    fn of(values: &[f32]) -> Option<Self> {
+        let sum: f64 = values.iter().map(|&value| f64::from(value)).sum();
+        Some(Self {
+            min: values.iter().copied().reduce(f32::min)?,
+            mean: (sum / values.len() as f64) as f32,
+            max: values.iter().copied().reduce(f32::max)?,
+        })
+    }
+}
+
+/// What may spoil the result though the pass can run.
+pub(super) fn warnings(dataset: &Dataset, trained_teacher: bool) -> Vec<String> {
+    let checks = &dataset.checks;
+    let mut warnings = Vec::new();
+    let untaught: Vec<&str> = checks
+        .train
+        .classes
+        .iter()
+        .filter(|class| class.rows == 0)
+        .map(|class| class.label.as_str())
+        .take(5)
+        .collect();
+    if !untaught.is_empty() && checks.train.labelled > 0 && !trained_teacher {
+        warnings.push(format!(
+            "no training row has the label \"{}\", so the model cannot learn it",
+            untaught.join("\", \"")
+        ));
+    }
+    match checks.test.labelled {
+        0 => warnings.push(
+            "no test row has a label, so only the likeness to the teacher can be judged".into(),
+        ),
+        rows if rows < FEW_TEST_ROWS => warnings.push(format!(
+            "the test split has only {rows} labelled rows, so its scores are uncertain"
+        )),
+        _ => {}
+    }
+    let tested = checks.test.classes.iter().filter(|class| class.rows > 0);
+    if checks.test.labelled > 0
+        && dataset.task_kind == ProblemType::SingleLabelClassification
+        && tested.count() == 1
+    {
+        warnings.push("all test rows have the same label, so any constant answer scores 1".into());
+    }
+    if checks.conflicting_labels > 0 {
+        warnings.push(format!(
+            "{} texts occur with different labels",
+            checks.conflicting_labels
+        ));
+    }
+    let pairs = dataset.rows().filter(|row| row.input.text_pair.is_some());
+    let pairs = pairs.count();
+    if pairs > 0 && pairs < dataset.len() {
+        warnings.push(format!(
+            "{pairs} of {} rows are pairs and the others single texts",
+            dataset.len()
+        ));
+    }
+    warnings
 }

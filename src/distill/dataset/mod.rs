@@ -1,14 +1,43 @@
 //! The rows that a pass learns from and is judged by: read, checked, split.
+//!
+//! A row is `{"text", "text_pair"?, "label"?, "teacher_logits"?}`. Files are JSON Lines
+//! (`.jsonl`, `.ndjson`, `.json`), CSV as in RFC 4180 (`.csv`) or TSV without quoting (`.tsv`);
+//! the first line of a table names its columns, an empty cell is an absent field, and lists are
+//! written as JSON. Files are read line by line.
 
 mod checks;
+mod error;
+mod labels;
+mod read;
+mod splits;
 
 pub use checks::{ClassCount, DataChecks, Rejection, Split, SplitChecks, TargetRange};
+pub use error::{DataError, KnownBy, Origin};
 
+use self::labels::Meaning;
+use self::read::{RawRow, RawSplit};
+use super::spec::DataSpec;
 use crate::adapter::ProblemType;
 use crate::text::Input;
 
+/// Greatest size of a data file.
+pub const MAX_FILE_BYTES: u64 = 1 << 30;
+/// Greatest number of rows of a split.
+pub const MAX_ROWS: usize = 2_000_000;
+/// Greatest size of one row; a longer one is rejected, and its rest is not kept in memory.
+pub const MAX_ROW_BYTES: usize = 1 << 20;
+/// Greatest number of classes.
+pub const MAX_LABELS: usize = 1_000;
+/// Greatest length of a label's name.
+pub const MAX_LABEL_BYTES: usize = 200;
 /// Rejected rows that are kept with their reason; further ones are only counted.
 pub const MAX_REJECTIONS: usize = 20;
+/// Share of the training rows that a missing split is cut with.
+pub const CUT_SHARE: f64 = 0.1;
+/// Greatest number of rows of a split that is cut.
+pub const MAX_CUT: usize = 2_000;
+/// Fewer labelled test rows than this leave the score uncertain by several points.
+const FEW_TEST_ROWS: usize = 200;
 
 /// One example.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +72,7 @@ pub struct KnownTask {
 /// What stands behind the rows' labels.
 #[derive(Clone, Copy, Debug)]
 pub enum Teacher<'a> {
-    /// There is none: every training row needs a label.
+    /// There is none: every row needs a label, or logits of its own.
     None,
     /// An encoder that is fine-tuned on the labelled rows first: some rows need a label.
     Untrained,
@@ -56,7 +85,7 @@ pub enum Teacher<'a> {
 pub struct Dataset {
     pub task_kind: ProblemType,
     /// Names of the classes in the order of the logits: the teacher's if it is trained, else those
-    /// of the spec, else sorted (by value if all are whole numbers). One name for a regression.
+    /// of the request, else sorted (by value if all are whole numbers). One name for a regression.
     pub label_names: Vec<String>,
     pub train: Vec<Row>,
     pub validation: Vec<Row>,
@@ -65,6 +94,50 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Reads, checks and splits the rows of a request. The same `seed` cuts the same splits.
+    ///
+    /// Rows that cannot be used are left out and named in [`checks`](Self::checks); more than one
+    /// in ten of a split is an error. Train rows whose input also stands in validation or test
+    /// are removed, likewise validation rows that stand in test. Rows with the same input are
+    /// otherwise kept, and go into the same split when splits are cut.
+    pub fn load(spec: &DataSpec, seed: u64, teacher: Teacher<'_>) -> Result<Self, DataError> {
+        let given = [
+            Some(&spec.train),
+            spec.validation.as_ref(),
+            spec.test.as_ref(),
+        ];
+        let mut raw = Vec::new();
+        for (split, given) in Split::ALL.into_iter().zip(given) {
+            if let Some(given) = given {
+                raw.push(read::read(split, given)?);
+                limit_rejections(&raw[raw.len() - 1])?;
+            }
+        }
+        let meaning = labels::resolve(&mut raw, spec, teacher)?;
+        let mut dataset = Self::empty(&meaning);
+        for split in raw {
+            dataset.add_split(split, &meaning, teacher)?;
+        }
+        dataset.check_training_labels(teacher)?;
+        dataset.part_splits(seed)?;
+        dataset.check_variety()?;
+        dataset.number_rows();
+        dataset.count();
+        dataset.warn(teacher);
+        Ok(dataset)
+    }
+
+    fn empty(meaning: &Meaning) -> Self {
+        Self {
+            task_kind: meaning.task_kind,
+            label_names: meaning.names.clone(),
+            train: Vec::new(),
+            validation: Vec::new(),
+            test: Vec::new(),
+            checks: DataChecks::default(),
+        }
+    }
+
     /// Rows of all splits.
     pub fn len(&self) -> usize {
         self.train.len() + self.validation.len() + self.test.len()
@@ -86,4 +159,159 @@ impl Dataset {
             Split::Test => &self.test,
         }
     }
+
+    fn split_mut(&mut self, split: Split) -> &mut Vec<Row> {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Validation => &mut self.validation,
+            Split::Test => &mut self.test,
+        }
+    }
+
+    fn add_split(
+        &mut self,
+        mut raw: RawSplit,
+        meaning: &Meaning,
+        teacher: Teacher<'_>,
+    ) -> Result<(), DataError> {
+        let split = raw.origin.split;
+        let mut rows = Vec::with_capacity(raw.rows.len());
+        for row in std::mem::take(&mut raw.rows) {
+            let line = row.line;
+            match finish_row(row, meaning, teacher) {
+                Ok(row) => rows.push(row),
+                Err(reason) => raw.rejected.add(split, line, reason),
+            }
+        }
+        raw.rejected.first.sort_by_key(|rejection| rejection.line);
+        *self.split_mut(split) = rows;
+        limit_rejections_of(&raw, self.split(split).len())?;
+        self.checks.rejected += raw.rejected.count;
+        self.checks.rejections.extend(raw.rejected.first);
+        self.checks.rejections.truncate(MAX_REJECTIONS);
+        for field in raw.ignored_fields {
+            if !self.checks.ignored_fields.contains(&field) {
+                self.checks.ignored_fields.push(field);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_training_labels(&self, teacher: Teacher<'_>) -> Result<(), DataError> {
+        let labelled = self.train.iter().any(|row| row.label.is_some());
+        match teacher {
+            Teacher::Untrained if !labelled => Err(DataError::NoTrainingLabels),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes overlap and cuts what is missing.
+    fn part_splits(&mut self, seed: u64) -> Result<(), DataError> {
+        self.checks.conflicting_labels = splits::count_conflicts(self.rows());
+        let given: Vec<Split> = Split::ALL
+            .into_iter()
+            .filter(|&split| !self.split(split).is_empty())
+            .collect();
+        let removed = splits::remove_overlap(&mut self.validation, &self.test)
+            + splits::remove_overlap(&mut self.train, &self.test)
+            + splits::remove_overlap(&mut self.train, &self.validation);
+        self.checks.overlap_removed = removed;
+        if let Some(&split) = given.iter().find(|&&split| self.split(split).is_empty()) {
+            return Err(DataError::AllOverlap { split });
+        }
+        let missing: Vec<Split> = Split::ALL
+            .into_iter()
+            .filter(|split| !given.contains(split))
+            .collect();
+        let parts = splits::cut(&mut self.train, &missing, seed)?;
+        for (&split, rows) in missing.iter().zip(parts) {
+            *self.split_mut(split) = rows;
+        }
+        self.checks.cut_from_train = missing;
+        Ok(())
+    }
+
+    /// A model can only learn what differs among the labels.
+    fn check_variety(&self) -> Result<(), DataError> {
+        let mut labels = self.train.iter().filter_map(|row| row.label.as_ref());
+        let Some(first) = labels.next() else {
+            return Ok(());
+        };
+        if labels.any(|label| label != first) {
+            return Ok(());
+        }
+        match first {
+            Label::Class(class) => Err(DataError::OneClass {
+                name: self.label_names[*class].clone(),
+            }),
+            Label::Labels(labels) => Err(DataError::OneClass {
+                name: labels
+                    .iter()
+                    .map(|&label| self.label_names[label].as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }),
+            Label::Value(value) => Err(DataError::OneTarget { value: *value }),
+        }
+    }
+
+    fn number_rows(&mut self) {
+        let rows = self
+            .train
+            .iter_mut()
+            .chain(&mut self.validation)
+            .chain(&mut self.test);
+        for (id, row) in rows.enumerate() {
+            row.id = id;
+        }
+    }
+
+    fn count(&mut self) {
+        for split in Split::ALL {
+            let counts = checks::count(self.split(split), self.task_kind, &self.label_names);
+            *self.checks.split_mut(split) = counts;
+        }
+    }
+
+    fn warn(&mut self, teacher: Teacher<'_>) {
+        let trained = matches!(teacher, Teacher::Trained(_));
+        self.checks.warnings = checks::warnings(self, trained);
+    }
 }
+
+fn finish_row(raw: RawRow, meaning: &Meaning, teacher: Teacher<'_>) -> Result<Row, String> {
+    let label = raw.label.map(|label| meaning.label(label)).transpose()?;
+    if let Some(logits) = &raw.teacher_logits {
+        meaning.check_logits(logits)?;
+    }
+    if matches!(teacher, Teacher::None) && label.is_none() && raw.teacher_logits.is_none() {
+        return Err("no \"label\", and there is no teacher to give one".into());
+    }
+    Ok(Row {
+        id: 0,
+        input: raw.input,
+        label,
+        teacher_logits: raw.teacher_logits,
+    })
+}
+
+fn limit_rejections(raw: &RawSplit) -> Result<(), DataError> {
+    limit_rejections_of(raw, raw.rows.len())
+}
+
+/// More than one rejected row in ten means that the file is not what the user thinks it is.
+fn limit_rejections_of(raw: &RawSplit, used: usize) -> Result<(), DataError> {
+    let rows = used + raw.rejected.count;
+    if raw.rejected.count * 10 > rows {
+        return Err(DataError::TooManyRejected {
+            origin: raw.origin.clone(),
+            rejected: raw.rejected.count,
+            rows,
+            first: raw.rejected.first.clone(),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
