@@ -1,5 +1,6 @@
 //! The command line: one file a command, each with an `Args` and a `run`.
 
+pub mod pull;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Serve(serve::Args),
+    Pull(pull::Args),
 }
 
 /// What a command ends with when it fails; printed with its causes, exit status 1.
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
     }
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Pull(args) => pull::run(args).map_err(Into::into),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,48 @@
+//! `kdlora pull`: fetches encoders by their catalog names.
+
+use std::path::PathBuf;
+
+use crate::hub::{self, HubError};
+
+/// Fetch encoders into the cache folder, verified; at once if they are there.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Catalog names.
+    #[arg(required_unless_present = "list", value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Show the catalog instead.
+    #[arg(long)]
+    pub list: bool,
+    /// Folder of fetched encoders [default: ~/.cache/kdlora].
+    #[arg(long, env = "KDLORA_CACHE", value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+}
+
+/// Prints the folder of each encoder on standard output, one a line.
+pub fn run(args: Args) -> Result<(), HubError> {
+    let cache = match args.cache {
+        Some(cache) => cache,
+        None => hub::cache_dir()?,
+    };
+    if args.list {
+        for entry in hub::entries() {
+            let here = if hub::resolve(&entry.name, &cache).is_ok() {
+                "pulled"
+            } else {
+                ""
+            };
+            println!(
+                "{:<18} {:<7} {:<11} {}",
+                entry.name, here, entry.licence, entry.about
+            );
+            if let Some(note) = &entry.note {
+                println!("{:<38} {note}", "");
+            }
+        }
+        return Ok(());
+    }
+    for name in &args.names {
+        println!("{}", hub::pull(name, &cache, true)?.display());
+    }
+    Ok(())
+}

