@@ -1,5 +1,20 @@
 //! PEFT folders in and out, and classifiers made of them.
+//!
+//! An adapter is read and checked here ([`AdapterFolder`]); what its outputs mean stands in
+//! [`TaskConfig`], and [`ProblemType::scores`] turns logits into what a user reads.
 
+mod config;
+mod error;
+mod files;
+mod folder;
 mod problem;
+mod scores;
+mod task;
 
+pub use config::{ALL_LINEAR, AdapterConfig, TargetModules};
+pub use error::AdapterError;
+pub use files::write_folder;
+pub use folder::AdapterFolder;
 pub use problem::ProblemType;
+pub use scores::{Scores, argmax};
+pub use task::{DEFAULT_MAX_LENGTH, TaskConfig};

@@ -1,0 +1,80 @@
+//! What can be wrong with an adapter or classifier folder.
+
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    #[error("cannot {action} {path}", path = .path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} is missing: {hint}", path = .path.display())]
+    MissingFile { path: PathBuf, hint: &'static str },
+    #[error(
+        "{path} is a pickle, which can run code when it is opened; save the adapter as safetensors \
+         (in PEFT: save_pretrained(…, safe_serialization=True))",
+        path = .path.display()
+    )]
+    Pickle { path: PathBuf },
+    #[error("{path} is not the JSON expected", path = .path.display())]
+    Json {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{path}: {problem}", path = .path.display())]
+    Config { path: PathBuf, problem: String },
+    #[error("{path}: {option} = {value} is not supported: {reason}", path = .path.display())]
+    Unsupported {
+        path: PathBuf,
+        option: String,
+        value: String,
+        reason: &'static str,
+    },
+    #[error("{path} is not a safetensors file", path = .path.display())]
+    SafeTensors {
+        path: PathBuf,
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
+    #[error("tensor {name}: {problem}")]
+    Tensor { name: String, problem: String },
+    #[error("the adapter holds no LoRA weights")]
+    NoLora,
+    #[error("{path} exists already and is not empty", path = .0.display())]
+    Exists(PathBuf),
+    #[error("a tensor operation failed")]
+    Candle(#[from] candle_core::Error),
+}
+
+impl AdapterError {
+    /// For `map_err` of a file operation on `path`.
+    pub(super) fn io(
+        action: &'static str,
+        path: impl AsRef<Path>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    pub(super) fn tensor(name: &str, problem: impl Into<String>) -> Self {
+        Self::Tensor {
+            name: name.to_owned(),
+            problem: problem.into(),
+        }
+    }
+
+    pub(super) fn config(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Config {
+            path: path.to_path_buf(),
+            problem: problem.into(),
+        }
+    }
+}

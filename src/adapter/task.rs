@@ -1,0 +1,248 @@
+//! What the outputs of a head mean: label names and kind of task, as in Hugging Face's
+//! `config.json`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::files::{read_json, write_json};
+use super::{AdapterError, ProblemType};
+
+/// Length of sequences where a folder does not say.
+pub const DEFAULT_MAX_LENGTH: usize = 512;
+
+const FILE: &str = "config.json";
+
+/// The task part of a `config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskConfig {
+    /// Label of each output, in order. A regression has one, the name of its value.
+    pub labels: Vec<String>,
+    pub problem_type: ProblemType,
+    /// Tokens a sequence is cut to. Hugging Face has no such field (its `max_length` is about
+    /// generation), so it stands under `kdlora`.
+    pub max_length: usize,
+    /// Name of the encoder that the weights belong to (`_name_or_path`).
+    pub base_model: Option<String>,
+}
+
+/// The fields of `config.json` that are read here; the rest belongs to the encoder.
+#[derive(Deserialize)]
+struct Raw {
+    id2label: Option<BTreeMap<String, Value>>,
+    label2id: Option<BTreeMap<String, Value>>,
+    num_labels: Option<usize>,
+    problem_type: Option<ProblemType>,
+    #[serde(rename = "_name_or_path")]
+    name_or_path: Option<String>,
+    kdlora: Option<Own>,
+}
+
+#[derive(Deserialize)]
+struct Own {
+    max_length: usize,
+}
+
+impl TaskConfig {
+    /// Reads `config.json` of `dir`.
+    ///
+    /// As in `transformers`, missing names become `LABEL_0`, `LABEL_1`, …, two of them where even
+    /// their number is missing. Without a `problem_type` one label means regression and several
+    /// mean classes.
+    pub fn read(dir: &Path) -> Result<Self, AdapterError> {
+        let path = dir.join(FILE);
+        let raw: Raw = read_json(
+            &path,
+            "it names the labels (id2label, label2id) and the problem_type; for an adapter saved by \
+             PEFT, write it beside adapter_config.json with model.config.save_pretrained",
+        )?;
+        let labels = raw.labels(&path)?;
+        let problem_type = raw.problem_type.unwrap_or(match labels.len() {
+            1 => ProblemType::Regression,
+            _ => ProblemType::SingleLabelClassification,
+        });
+        let config = Self {
+            labels,
+            problem_type,
+            max_length: raw.kdlora.map_or(DEFAULT_MAX_LENGTH, |own| own.max_length),
+            base_model: raw.name_or_path.filter(|name| !name.is_empty()),
+        };
+        config
+            .check()
+            .map_err(|problem| AdapterError::config(&path, problem))?;
+        Ok(config)
+    }
+
+    /// Writes `config.json` into `dir`; `model_type` is the family's name in `transformers`.
+    pub(super) fn write(&self, dir: &Path, model_type: &str) -> Result<(), AdapterError> {
+        let path = dir.join(FILE);
+        self.check()
+            .map_err(|problem| AdapterError::config(&path, problem))?;
+        let mut fields = Map::new();
+        fields.insert("model_type".to_owned(), json!(model_type));
+        self.set(&mut fields);
+        write_json(&path, &fields)
+    }
+
+    /// Sets the fields of the task in a `config.json`.
+    pub(super) fn set(&self, fields: &mut Map<String, Value>) {
+        let ids = self.labels.iter().enumerate();
+        let id2label: Map<String, Value> = ids
+            .clone()
+            .map(|(id, label)| (id.to_string(), json!(label)))
+            .collect();
+        let label2id: Map<String, Value> =
+            ids.map(|(id, label)| (label.clone(), json!(id))).collect();
+        fields.insert("id2label".to_owned(), Value::Object(id2label));
+        fields.insert("label2id".to_owned(), Value::Object(label2id));
+        // The length of id2label says it, and transformers warns where both are given.
+        fields.remove("num_labels");
+        fields.insert("problem_type".to_owned(), json!(self.problem_type));
+        if let Some(base) = &self.base_model {
+            fields.insert("_name_or_path".to_owned(), json!(base));
+        }
+        fields.insert(
+            "kdlora".to_owned(),
+            json!({ "max_length": self.max_length }),
+        );
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let mut seen = std::collections::HashSet::new();
+        for label in &self.labels {
+            if label.is_empty() {
+                return Err("a label name is empty".to_owned());
+            }
+            if !seen.insert(label) {
+                return Err(format!("the label {label:?} stands twice"));
+            }
+        }
+        let count = self.labels.len();
+        match self.problem_type {
+            ProblemType::Regression if count != 1 => {
+                Err(format!("a regression has one output, not {count}"))
+            }
+            ProblemType::SingleLabelClassification if count < 2 => {
+                Err(format!("classes must be two or more, not {count}"))
+            }
+            ProblemType::MultiLabelClassification if count == 0 => {
+                Err("there is no label".to_owned())
+            }
+            _ if self.max_length == 0 => Err("max_length is 0".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Raw {
+    fn labels(&self, path: &Path) -> Result<Vec<String>, AdapterError> {
+        let problem = |problem: String| AdapterError::config(path, problem);
+        let Some(id2label) = &self.id2label else {
+            let count = self.num_labels.unwrap_or(2);
+            return Ok((0..count).map(|id| format!("LABEL_{id}")).collect());
+        };
+        let labels: Vec<String> = (0..id2label.len())
+            .map(|id| match id2label.get(&id.to_string()) {
+                Some(Value::String(label)) => Ok(label.clone()),
+                Some(label @ Value::Number(_)) => Ok(label.to_string()),
+                Some(_) => Err(problem(format!("id2label: the name of {id} is not a text"))),
+                None => Err(problem(format!(
+                    "id2label has {} entries but none for {id}",
+                    id2label.len()
+                ))),
+            })
+            .collect::<Result<_, _>>()?;
+        if let Some(count) = self.num_labels.filter(|count| *count != labels.len()) {
+            return Err(problem(format!(
+                "num_labels is {count} but id2label has {} entries",
+                labels.len()
+            )));
+        }
+        for (label, id) in self.label2id.iter().flatten() {
+            let named = id
+                .as_u64()
+                .and_then(|id| labels.get(usize::try_from(id).ok()?));
+            if named != Some(label) {
+                return Err(problem(format!(
+                    "label2id gives {label:?} the id {id}, which id2label names differently"
+                )));
+            }
+        }
+        Ok(labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<TaskConfig, AdapterError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), text).unwrap();
+        TaskConfig::read(dir.path())
+    }
+
+    fn problem(text: &str) -> String {
+        read(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = TaskConfig {
+            labels: ["no", "maybe, \"yes\"", "ja 😀"].map(String::from).to_vec(),
+            problem_type: ProblemType::MultiLabelClassification,
+            max_length: 77,
+            base_model: Some("minilm-l6".to_owned()),
+        };
+        config.write(dir.path(), "bert").unwrap();
+        assert_eq!(TaskConfig::read(dir.path()).unwrap(), config);
+    }
+
+    #[test]
+    fn labels_follow_their_ids_not_their_order_in_the_file() {
+        let ids: Vec<String> = (0..12)
+            .rev()
+            .map(|id| format!("\"{id}\":\"l{id}\""))
+            .collect();
+        let config = read(&format!("{{\"id2label\":{{{}}}}}", ids.join(","))).unwrap();
+        assert_eq!(config.labels[2], "l2");
+        assert_eq!(config.labels[11], "l11");
+    }
+
+    #[test]
+    fn defaults_are_those_of_transformers() {
+        let config = read("{}").unwrap();
+        assert_eq!(config.labels, ["LABEL_0", "LABEL_1"]);
+        assert_eq!(config.problem_type, ProblemType::SingleLabelClassification);
+        let config = read(r#"{"id2label":{"0":"LABEL_0"},"max_length":20}"#).unwrap();
+        assert_eq!(config.problem_type, ProblemType::Regression);
+        assert_eq!(config.max_length, DEFAULT_MAX_LENGTH);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert!(problem(r#"{"id2label":{"0":"a","2":"b"}}"#).contains("none for 1"));
+        assert!(problem(r#"{"id2label":{"0":"a","1":"a"}}"#).contains("twice"));
+        assert!(problem(r#"{"id2label":{"0":"a","1":""}}"#).contains("empty"));
+        assert!(
+            problem(r#"{"id2label":{"0":"a","1":"b"},"label2id":{"a":1,"b":0}}"#)
+                .contains("label2id")
+        );
+        assert!(
+            problem(r#"{"id2label":{"0":"a","1":"b"},"problem_type":"regression"}"#)
+                .contains("one output")
+        );
+        assert!(problem(r#"{"id2label":{"0":"a","1":"b"},"num_labels":3}"#).contains("num_labels"));
+        assert!(problem(r#"{"kdlora":{"max_length":0}}"#).contains("max_length"));
+    }
+
+    #[test]
+    fn a_missing_file_is_explained() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = TaskConfig::read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("id2label"), "{error}");
+    }
+}
