@@ -75,6 +75,11 @@ impl CustomOp1 for LinearRows {
 }
 
 impl LoraUpdate {
+    /// Whether A or B takes part in a backward pass.
+    pub fn trains(&self) -> bool {
+        self.a.track_op() || self.b.track_op()
+    }
+
     fn add(&self, x: &[f32], rows: usize, y: &mut [f32], out: usize) -> Result<()> {
         let (rank, input) = self.a.dims2()?;
         let (width, _) = self.b.dims2()?;

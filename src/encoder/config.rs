@@ -1,0 +1,220 @@
+//! `config.json` of the supported families.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::EncoderError;
+use crate::text::PackedBatch;
+
+/// An encoder architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Bert,
+    Mpnet,
+}
+
+impl Family {
+    /// `model_type` in `config.json`, which is also the prefix of the weights' names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bert => "bert",
+            Self::Mpnet => "mpnet",
+        }
+    }
+}
+
+/// The sizes of an encoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncoderConfig {
+    pub family: Family,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub intermediate_size: usize,
+    /// Rows of the position table; see [`EncoderConfig::max_sequence_length`].
+    pub max_position_embeddings: usize,
+    /// Segment embeddings; 0 for a family without.
+    pub type_vocab_size: usize,
+    pub layer_norm_eps: f64,
+    /// Buckets of the relative bias; 0 for a family without.
+    pub relative_attention_num_buckets: usize,
+}
+
+/// `config.json` as it stands; other fields do not matter to the forward pass.
+#[derive(Deserialize)]
+struct File {
+    model_type: String,
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    intermediate_size: usize,
+    max_position_embeddings: usize,
+    type_vocab_size: Option<usize>,
+    layer_norm_eps: Option<f64>,
+    hidden_act: Option<String>,
+    position_embedding_type: Option<String>,
+    relative_attention_num_buckets: Option<usize>,
+    #[serde(default)]
+    is_decoder: bool,
+}
+
+impl EncoderConfig {
+    pub fn read(dir: &Path) -> Result<Self, EncoderError> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|source| EncoderError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let file: File =
+            serde_json::from_str(&text).map_err(|source| EncoderError::Config { path, source })?;
+        Self::from_file(file)
+    }
+
+    fn from_file(file: File) -> Result<Self, EncoderError> {
+        let unsupported = |what: String| Err(EncoderError::Unsupported(what));
+        let family = match file.model_type.as_str() {
+            "bert" => Family::Bert,
+            "mpnet" => Family::Mpnet,
+            other => {
+                return unsupported(format!("the model type {other:?} is none of bert, mpnet"));
+            }
+        };
+        if let Some(act) = file.hidden_act.filter(|act| act != "gelu") {
+            return unsupported(format!(
+                "hidden_act {act:?} is not supported, only \"gelu\""
+            ));
+        }
+        if let Some(kind) = file
+            .position_embedding_type
+            .filter(|kind| kind != "absolute")
+        {
+            return unsupported(format!("position_embedding_type {kind:?} is not supported"));
+        }
+        if file.is_decoder {
+            return unsupported("a decoder is not an encoder (is_decoder is true)".into());
+        }
+        let sizes = [
+            file.vocab_size,
+            file.hidden_size,
+            file.num_hidden_layers,
+            file.num_attention_heads,
+            file.intermediate_size,
+        ];
+        if sizes.contains(&0) || !file.hidden_size.is_multiple_of(file.num_attention_heads) {
+            return unsupported(
+                "sizes in config.json must be positive, and hidden_size a multiple of \
+                 num_attention_heads"
+                    .into(),
+            );
+        }
+        if file.max_position_embeddings <= family.position_offset() {
+            return unsupported("max_position_embeddings is too small".into());
+        }
+        let (default_types, default_eps, buckets) = match family {
+            Family::Bert => (2, 1e-12, 0),
+            Family::Mpnet => (0, 1e-12, file.relative_attention_num_buckets.unwrap_or(32)),
+        };
+        Ok(Self {
+            family,
+            vocab_size: file.vocab_size,
+            hidden_size: file.hidden_size,
+            num_hidden_layers: file.num_hidden_layers,
+            num_attention_heads: file.num_attention_heads,
+            intermediate_size: file.intermediate_size,
+            max_position_embeddings: file.max_position_embeddings,
+            type_vocab_size: match family {
+                Family::Bert => file.type_vocab_size.unwrap_or(default_types),
+                Family::Mpnet => 0,
+            },
+            layer_norm_eps: file.layer_norm_eps.unwrap_or(default_eps),
+            relative_attention_num_buckets: buckets,
+        })
+    }
+
+    /// Most tokens of a sequence, special tokens included.
+    pub fn max_sequence_length(&self) -> usize {
+        self.max_position_embeddings - self.family.position_offset()
+    }
+
+    /// Position of every token in its sequence, as a row of the position table.
+    pub(super) fn positions(&self, batch: &PackedBatch) -> Vec<u32> {
+        let mut positions = Vec::with_capacity(batch.tokens());
+        for i in 0..batch.sequences() {
+            match self.family {
+                Family::Bert => positions.extend(0..batch.span(i).len() as u32),
+                // Counted from the padding index on, padding tokens left out (fairseq's way).
+                Family::Mpnet => {
+                    let mut last = MPNET_PADDING;
+                    positions.extend(batch.ids[batch.span(i)].iter().map(|id| {
+                        if *id == MPNET_PADDING {
+                            return MPNET_PADDING;
+                        }
+                        last += 1;
+                        last
+                    }));
+                }
+            }
+        }
+        positions
+    }
+}
+
+/// Id of the padding token, and row of the position table that no token has.
+const MPNET_PADDING: u32 = 1;
+
+impl Family {
+    /// Rows of the position table before the first token's.
+    fn position_offset(self) -> usize {
+        match self {
+            Self::Bert => 0,
+            Self::Mpnet => MPNET_PADDING as usize + 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: serde_json::Value) -> Result<EncoderConfig, EncoderError> {
+        EncoderConfig::from_file(serde_json::from_value(json).unwrap())
+    }
+
+    fn mpnet() -> serde_json::Value {
+        serde_json::json!({
+            "model_type": "mpnet", "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 3, "intermediate_size": 24, "max_position_embeddings": 18,
+            "layer_norm_eps": 1e-5, "hidden_act": "gelu", "pad_token_id": 1
+        })
+    }
+
+    #[test]
+    fn mpnet_positions_begin_behind_the_padding_row() {
+        let config = parse(mpnet()).unwrap();
+        assert_eq!(config.max_sequence_length(), 16);
+        let batch = PackedBatch {
+            ids: vec![0, 9, 2, 0, 1, 2],
+            type_ids: vec![0; 6],
+            offsets: vec![0, 3, 6],
+        };
+        assert_eq!(config.positions(&batch), [2, 3, 4, 2, 1, 3]);
+    }
+
+    #[test]
+    fn what_the_network_does_not_compute_is_refused() {
+        for (field, value) in [
+            ("model_type", serde_json::json!("llama")),
+            ("hidden_act", serde_json::json!("relu")),
+            ("position_embedding_type", serde_json::json!("relative_key")),
+            ("num_attention_heads", serde_json::json!(5)),
+            ("max_position_embeddings", serde_json::json!(2)),
+        ] {
+            let mut config = mpnet();
+            config[field] = value;
+            assert!(parse(config).is_err(), "{field}");
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What can be wrong with an encoder's files or its input.
+
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum EncoderError {
+    #[error("cannot read {path}", path = .path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path} is not a valid model configuration", path = .path.display())]
+    Config {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{path} holds weights as pickle, which can run code; convert them to safetensors", path = .path.display())]
+    Pickle { path: PathBuf },
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("the weight {name} is missing")]
+    MissingWeight { name: String },
+    #[error("the weight {name} has shape {found:?}, expected {expected:?}")]
+    WeightShape {
+        name: String,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+    },
+    #[error("the encoder has no linear {name}")]
+    UnknownLinear { name: String },
+    #[error("head weights that no {family} head has: {names}")]
+    UnusedHeadWeights { family: &'static str, names: String },
+    #[error("the head needs a pooler, and neither the task nor the encoder has one")]
+    MissingPooler,
+    #[error("a sequence of {tokens} tokens; the encoder takes 1 to {limit}")]
+    SequenceLength { tokens: usize, limit: usize },
+    #[error("segments must cover the batch's sequences in order")]
+    Segments,
+    #[error(transparent)]
+    Compute(#[from] candle_core::Error),
+}

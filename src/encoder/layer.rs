@@ -1,0 +1,188 @@
+//! One transformer layer (post-norm) with LoRA on its linears.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::names::{Names, in_layer};
+use super::{EncoderConfig, EncoderError, Segment, Site, TaskWeights, Weights};
+use crate::ops::{self, Activation, AttentionShape, Dropout, Linear, LoraUpdate, Norm, RowUpdates};
+use crate::text::PackedBatch;
+
+/// The linears of a layer; Q, K and V are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Slot {
+    Qkv,
+    AttentionOutput,
+    Up,
+    Down,
+}
+
+pub(super) struct Layer {
+    index: usize,
+    /// `[3 · hidden, hidden]`
+    qkv: Linear,
+    attention_output: Linear,
+    attention_norm: Norm,
+    up: Linear,
+    down: Linear,
+    output_norm: Norm,
+}
+
+impl Layer {
+    pub(super) fn new(
+        config: &EncoderConfig,
+        weights: &Weights,
+        names: &Names,
+        index: usize,
+    ) -> Result<Self, EncoderError> {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let linear = |name, input, out| weights.linear(&in_layer(index, name), input, out);
+        let norm = |name| weights.norm(&in_layer(index, name), hidden, config.layer_norm_eps);
+        let parts = [names.query, names.key, names.value]
+            .map(|name| linear(name, hidden, hidden))
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            index,
+            qkv: fuse(&parts)?,
+            attention_output: linear(names.attention_output, hidden, hidden)?,
+            attention_norm: norm(names.attention_norm)?,
+            up: linear(names.up, hidden, wide)?,
+            down: linear(names.down, wide, hidden)?,
+            output_norm: norm(names.output_norm)?,
+        })
+    }
+
+    /// `[tokens, hidden]` to `[tokens, hidden]`.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        shape: &AttentionShape,
+        adapted: &Adapted<'_>,
+    ) -> Result<Tensor, EncoderError> {
+        let linear = |x: &Tensor, linear: &Linear, slot, activation| {
+            adapted.linear(x, linear, Site::Layer(self.index, slot), activation)
+        };
+        let qkv = linear(x, &self.qkv, Slot::Qkv, Activation::None)?;
+        let context = ops::attention(&qkv, bias, shape.clone())?;
+        let attended = linear(
+            &context,
+            &self.attention_output,
+            Slot::AttentionOutput,
+            Activation::None,
+        )?;
+        let x = ops::add_norm(&attended, x, &self.attention_norm)?;
+        let wide = linear(&x, &self.up, Slot::Up, Activation::Gelu)?;
+        let narrow = linear(&wide, &self.down, Slot::Down, Activation::None)?;
+        Ok(ops::add_norm(&narrow, &x, &self.output_norm)?)
+    }
+}
+
+/// Linears of one input as one linear, outputs side by side.
+fn fuse(parts: &[Linear]) -> Result<Linear, EncoderError> {
+    let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
+    let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+    Ok(Linear {
+        weight: Tensor::cat(&weights, 0)?,
+        bias: Some(Tensor::cat(&biases, 0)?),
+    })
+}
+
+/// Which rows of a packed batch each task's LoRA updates.
+pub(super) struct Adapted<'a> {
+    rows: Vec<(Range<usize>, &'a TaskWeights)>,
+    dropout: Option<Dropout>,
+}
+
+impl<'a> Adapted<'a> {
+    pub(super) fn new(
+        batch: &PackedBatch,
+        segments: &[Segment<'a>],
+        dropout: Option<Dropout>,
+    ) -> Self {
+        let tokens =
+            |sequences: &Range<usize>| batch.offsets[sequences.start]..batch.offsets[sequences.end];
+        let rows = segments.iter().map(|s| (tokens(&s.sequences), s.weights));
+        Self {
+            rows: rows.collect(),
+            dropout,
+        }
+    }
+
+    /// One task for all rows.
+    pub(super) fn whole(weights: &'a TaskWeights, rows: usize, dropout: Option<Dropout>) -> Self {
+        Self {
+            rows: vec![(0..rows, weights)],
+            dropout,
+        }
+    }
+
+    /// A linear with the updates of its site.
+    pub(super) fn linear(
+        &self,
+        x: &Tensor,
+        linear: &Linear,
+        site: Site,
+        activation: Activation,
+    ) -> Result<Tensor, EncoderError> {
+        let updates: Vec<RowUpdates> = self
+            .rows
+            .iter()
+            .filter_map(|(rows, weights)| {
+                Some(RowUpdates {
+                    rows: rows.clone(),
+                    updates: weights.updates(site)?.clone(),
+                })
+            })
+            .collect();
+        let trains = |row: &RowUpdates| row.updates.iter().any(LoraUpdate::trains);
+        if updates.is_empty() {
+            Ok(ops::linear(x, linear, activation)?)
+        } else if x.track_op() || updates.iter().any(trains) {
+            let [only] = updates.as_slice() else {
+                return Err(EncoderError::Segments);
+            };
+            let dropout = self.dropout.map(|dropout| dropout.at_site(site.number()));
+            trained_linear(x, linear, &only.updates, dropout, activation)
+        } else {
+            Ok(ops::linear_rows(x, linear, updates, activation)?)
+        }
+    }
+}
+
+/// The tracked form: every step is an op with a backward pass.
+fn trained_linear(
+    x: &Tensor,
+    linear: &Linear,
+    updates: &Arc<[LoraUpdate]>,
+    dropout: Option<Dropout>,
+    activation: Activation,
+) -> Result<Tensor, EncoderError> {
+    let mut y = ops::linear(x, linear, Activation::None)?;
+    let input = match dropout {
+        Some(dropout) => ops::dropout(x, dropout)?,
+        None => x.clone(),
+    };
+    for update in updates.iter() {
+        let shrink = Linear {
+            weight: update.a.clone(),
+            bias: None,
+        };
+        let h = ops::linear(&input, &shrink, Activation::None)?;
+        y = ops::lora_add(&y, &h, &update.b, update.scale, update.column)?;
+    }
+    Ok(ops::activation(&y, activation)?)
+}
+
+impl Site {
+    /// A number of its own for each place, for dropout masks.
+    fn number(self) -> u64 {
+        match self {
+            Self::Layer(index, slot) => 16 + 4 * index as u64 + slot as u64,
+            Self::Pooler => 0,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Where each family keeps its weights.
+
+use super::layer::Slot;
+use super::{EncoderConfig, Family, LinearSpec, Site};
+
+/// Module names below `encoder.layer.{index}`.
+pub(super) struct Names {
+    pub(super) query: &'static str,
+    pub(super) key: &'static str,
+    pub(super) value: &'static str,
+    pub(super) attention_output: &'static str,
+    pub(super) attention_norm: &'static str,
+    pub(super) up: &'static str,
+    pub(super) down: &'static str,
+    pub(super) output_norm: &'static str,
+}
+
+impl Names {
+    pub(super) fn of(family: Family) -> Self {
+        match family {
+            Family::Bert => Self {
+                query: "attention.self.query",
+                key: "attention.self.key",
+                value: "attention.self.value",
+                attention_output: "attention.output.dense",
+                attention_norm: "attention.output.LayerNorm",
+                up: "intermediate.dense",
+                down: "output.dense",
+                output_norm: "output.LayerNorm",
+            },
+            Family::Mpnet => Self {
+                query: "attention.attn.q",
+                key: "attention.attn.k",
+                value: "attention.attn.v",
+                attention_output: "attention.attn.o",
+                attention_norm: "attention.LayerNorm",
+                up: "intermediate.dense",
+                down: "output.dense",
+                output_norm: "output.LayerNorm",
+            },
+        }
+    }
+
+    /// The linears of a layer, in the network's order.
+    pub(super) fn linears(&self, config: &EncoderConfig, index: usize) -> Vec<LinearSpec> {
+        let hidden = config.hidden_size;
+        let wide = config.intermediate_size;
+        [
+            (self.query, hidden, hidden, Slot::Qkv, 0),
+            (self.key, hidden, hidden, Slot::Qkv, hidden),
+            (self.value, hidden, hidden, Slot::Qkv, 2 * hidden),
+            (
+                self.attention_output,
+                hidden,
+                hidden,
+                Slot::AttentionOutput,
+                0,
+            ),
+            (self.up, hidden, wide, Slot::Up, 0),
+            (self.down, wide, hidden, Slot::Down, 0),
+        ]
+        .map(
+            |(name, in_features, out_features, slot, column)| LinearSpec {
+                name: in_layer(index, name),
+                in_features,
+                out_features,
+                site: Site::Layer(index, slot),
+                column,
+            },
+        )
+        .into()
+    }
+}
+
+pub(super) fn in_layer(index: usize, name: &str) -> String {
+    format!("encoder.layer.{index}.{name}")
+}
