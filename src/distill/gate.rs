@@ -61,7 +61,7 @@ impl Gate {
     }
 
     fn keeps_teacher_score(&mut self, keep: f64, student: f64, teacher: f64) {
-        // Scores are rounded so that a student exactly at the bound passes.
+        // The margin lets a student pass that is exactly at the bound but for rounding.
         let bound = keep * teacher;
         self.add(
             ConditionName::KeepsTeacherScore,
@@ -145,5 +145,115 @@ impl Gate {
             bound,
             passed,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::ProblemType;
+    use crate::distill::dataset::Label;
+    use crate::distill::evaluation::{evaluate, majority};
+
+    /// 20 rows, the first ten of class a, of which `right` rows of each class are answered right.
+    fn student(right_a: usize, right_b: usize) -> Evaluation {
+        let answer = |i: usize| match i {
+            0..10 if i < right_a => 0,
+            10..20 if i - 10 >= right_b => 0,
+            _ => 1,
+        };
+        let logits: Vec<Vec<f32>> = (0..20)
+            .map(|i| vec![if answer(i) == 0 { 1.0 } else { 0.0 }, 0.5])
+            .collect();
+        evaluate(KIND, &names(), &logits, &labels(&test_rows()), 1).unwrap()
+    }
+
+    const KIND: ProblemType = ProblemType::SingleLabelClassification;
+
+    fn names() -> Vec<String> {
+        vec!["a".into(), "b".into()]
+    }
+
+    fn test_rows() -> Vec<Label> {
+        (0..20)
+            .map(|i| Label::Class(usize::from(i >= 10)))
+            .collect()
+    }
+
+    fn labels(rows: &[Label]) -> Vec<Option<&Label>> {
+        rows.iter().map(Some).collect()
+    }
+
+    fn judge(student: &Evaluation, teacher: Option<&Evaluation>) -> Gate {
+        let rows = test_rows();
+        let rows = labels(&rows);
+        let majority = majority(KIND, &names(), &rows, &rows, 1).unwrap();
+        Gate::judge(&GateSpec { keep: 0.9 }, student, teacher, &majority)
+    }
+
+    fn failed(gate: &Gate) -> Vec<ConditionName> {
+        let failed = gate.conditions.iter().filter(|condition| !condition.passed);
+        failed.map(|condition| condition.name).collect()
+    }
+
+    #[test]
+    fn a_student_exactly_at_the_bound_passes() {
+        let gate = judge(&student(9, 9), Some(&student(10, 10)));
+        assert!(gate.passed && gate.reasons.is_empty());
+        assert_eq!(gate.conditions.len(), 3);
+        let kept = &gate.conditions[0];
+        assert_eq!((kept.value, kept.bound), (0.9, 0.9));
+    }
+
+    #[test]
+    fn a_student_far_below_its_teacher_fails_with_both_scores() {
+        let gate = judge(&student(8, 9), Some(&student(10, 10)));
+        assert!(!gate.passed);
+        assert_eq!(failed(&gate), [ConditionName::KeepsTeacherScore]);
+        assert_eq!(
+            gate.reasons,
+            [
+                "the student scores 0.8500 where the teacher scores 1.0000, 85.0 % of it; \
+              at least 90.0 % is asked"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pass_without_a_teacher_has_two_conditions() {
+        let gate = judge(&student(6, 6), None);
+        assert!(gate.passed);
+        assert_eq!(gate.conditions.len(), 2);
+    }
+
+    #[test]
+    fn a_student_no_better_than_the_majority_fails() {
+        let gate = judge(&student(5, 5), None);
+        assert_eq!(failed(&gate), [ConditionName::BeatsMajority]);
+    }
+
+    #[test]
+    fn a_class_that_is_never_predicted_fails_by_name() {
+        let gate = judge(&student(10, 0), None);
+        assert_eq!(
+            failed(&gate),
+            [
+                ConditionName::BeatsMajority,
+                ConditionName::NoClassCollapses
+            ]
+        );
+        assert!(
+            gate.reasons[1].contains("\"b\" (10 test rows, predicted for none)"),
+            "{:?}",
+            gate.reasons
+        );
+    }
+
+    #[test]
+    fn a_class_with_few_test_rows_may_go_unpredicted() {
+        let mut student = student(10, 10);
+        student.classes[1].predicted = 0;
+        student.classes[1].support = MIN_SUPPORT - 1;
+        assert!(judge(&student, None).passed);
     }
 }

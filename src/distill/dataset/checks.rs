@@ -204,12 +204,6 @@ pub(super) fn warnings(dataset: &Dataset, trained_teacher: bool) -> Vec<String> 
     {
         warnings.push("all test rows have the same label, so any constant answer scores 1".into());
     }
-    if checks.conflicting_labels > 0 {
-        warnings.push(format!(
-            "{} texts occur with different labels",
-            checks.conflicting_labels
-        ));
-    }
     let pairs = dataset.rows().filter(|row| row.input.text_pair.is_some());
     let pairs = pairs.count();
     if pairs > 0 && pairs < dataset.len() {

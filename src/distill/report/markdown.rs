@@ -98,7 +98,7 @@ impl Report {
             ),
         ];
         type Figure = fn(&Evaluation) -> Option<f64>;
-        let further: [(&str, Option<Metric>, Figure); 8] = [
+        let further: [(&str, Option<Metric>, Figure); 9] = [
             ("accuracy", Some(Metric::Accuracy), |e| e.accuracy),
             ("macro-F1", Some(Metric::MacroF1), |e| e.macro_f1),
             ("micro-F1", None, |e| e.micro_f1),
@@ -107,6 +107,9 @@ impl Report {
             ("Spearman", None, |e| e.spearman),
             ("mean absolute error", None, |e| e.mean_absolute_error),
             ("calibration error", None, |e| e.ece),
+            ("calibration error, temperature fitted", None, |e| {
+                e.calibration.map(|c| c.ece)
+            }),
         ];
         for (title, metric, get) in further {
             if metric != Some(main) {
@@ -234,16 +237,19 @@ impl Report {
         }
         text.push_str(" rows.");
         for (count, what) in [
-            (checks.rejected, "rows rejected"),
+            (checks.rejected, "rejected"),
             (
                 checks.overlap_removed,
-                "rows removed that stand in another split",
+                "removed because they stand in another split too",
             ),
-            (checks.conflicting_labels, "texts with conflicting labels"),
         ] {
             if count > 0 {
-                let _ = write!(text, " {} {what}.", thousands(count as u64));
+                let _ = write!(text, " Rows {what}: {}.", thousands(count as u64));
             }
+        }
+        if checks.conflicting_labels > 0 {
+            let count = thousands(checks.conflicting_labels as u64);
+            let _ = write!(text, " Texts with different labels: {count}.");
         }
         text.push('\n');
         for warning in &checks.warnings {

@@ -203,3 +203,6 @@ pub fn timestamp(time: SystemTime) -> String {
 pub fn share_kept(student: &Evaluation, teacher: &Evaluation) -> Option<f64> {
     (teacher.score.value > 0.0).then(|| student.score.value / teacher.score.value)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,9 @@
 //! What one distillation pass is asked to do: the body of `POST /admin/distill`.
 
+mod validate;
+
+pub use validate::{FieldError, SpecError};
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +31,19 @@ pub struct DistillSpec {
     /// Promote the version when it passes the gate.
     #[serde(default = "yes")]
     pub promote: bool,
+}
+
+impl DistillSpec {
+    /// The request for the report: inline rows are replaced by their number.
+    pub fn without_rows(&self) -> serde_json::Value {
+        let mut spec = serde_json::to_value(self).unwrap_or_default();
+        for split in ["train", "validation", "test"] {
+            if let Some(rows) = spec.pointer_mut(&format!("/data/{split}/rows")) {
+                *rows = rows.as_array().map_or(0, Vec::len).into();
+            }
+        }
+        spec
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -1,0 +1,453 @@
+//! Whether the numbers and names of a request are possible, before anything runs.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use super::{DataSpec, DistillSpec, FinetuneSpec, LoraSpec, SplitSpec, TeacherSpec, TrainingSpec};
+use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS};
+use crate::store::{MAX_TASK_NAME, is_task_name};
+
+const MAX_TARGETS: usize = 64;
+
+/// Everything that is wrong with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpecError {
+    /// At least one.
+    pub fields: Vec<FieldError>,
+}
+
+/// One field whose value is impossible.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Path within the request: `training.epochs`.
+    pub field: String,
+    pub value: String,
+    /// What is allowed, as a clause: `must be 1 to 100`.
+    pub allowed: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {} but {}", self.field, self.value, self.allowed)
+    }
+}
+
+impl fmt::Display for SpecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, field) in self.fields.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}{field}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SpecError {}
+
+impl DistillSpec {
+    /// Checks every field that can be checked without reading a file. Names all that are wrong.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let mut check = Check { fields: Vec::new() };
+        check.task(&self.task);
+        check.data(&self.data);
+        if let Some(teacher) = &self.teacher {
+            check.teacher(teacher);
+        }
+        check.lora(&self.lora);
+        check.training(&self.training);
+        check.number("gate.keep", self.gate.keep, 0.0..=1.5);
+        if check.fields.is_empty() {
+            return Ok(());
+        }
+        Err(SpecError {
+            fields: check.fields,
+        })
+    }
+}
+
+struct Check {
+    fields: Vec<FieldError>,
+}
+
+impl Check {
+    fn fail(&mut self, field: &str, value: impl fmt::Display, allowed: impl fmt::Display) {
+        self.fields.push(FieldError {
+            field: field.into(),
+            value: value.to_string(),
+            allowed: allowed.to_string(),
+        });
+    }
+
+    fn count(&mut self, field: &str, value: usize, range: RangeInclusive<usize>) {
+        if !range.contains(&value) {
+            let allowed = format!("must be {} to {}", range.start(), range.end());
+            self.fail(field, value, allowed);
+        }
+    }
+
+    fn number(&mut self, field: &str, value: f64, range: RangeInclusive<f64>) {
+        if !range.contains(&value) {
+            let allowed = format!("must be {} to {}", range.start(), range.end());
+            self.fail(field, value, allowed);
+        }
+    }
+
+    /// Greater than 0 and at most `max`.
+    fn positive(&mut self, field: &str, value: f64, max: f64) {
+        if !(value > 0.0 && value <= max) {
+            self.fail(
+                field,
+                value,
+                format!("must be greater than 0 and at most {max}"),
+            );
+        }
+    }
+
+    /// At least 0 (or more than 0) and less than 1.
+    fn below_one(&mut self, field: &str, value: f64, zero: bool) {
+        let from = if zero { "at least" } else { "greater than" };
+        if !((value > 0.0 || zero && value == 0.0) && value < 1.0) {
+            self.fail(field, value, format!("must be {from} 0 and less than 1"));
+        }
+    }
+
+    fn name(&mut self, field: &str, value: &str, longest: usize) {
+        if value.trim().is_empty() || value.len() > longest || value.contains(char::is_control) {
+            self.fail(
+                field,
+                quoted(value),
+                format!("must be 1 to {longest} bytes of plain text"),
+            );
+        }
+    }
+
+    fn task(&mut self, task: &str) {
+        if !is_task_name(task) {
+            self.fail(
+                "task",
+                quoted(task),
+                format!(
+                    "must be 1 to {MAX_TASK_NAME} lower-case letters, digits and hyphens, and not \
+                     begin with a hyphen"
+                ),
+            );
+        }
+    }
+
+    fn data(&mut self, data: &DataSpec) {
+        let splits = [
+            ("data.train", Some(&data.train)),
+            ("data.validation", data.validation.as_ref()),
+            ("data.test", data.test.as_ref()),
+        ];
+        for (field, split) in splits {
+            match split {
+                Some(SplitSpec::Rows(rows)) if rows.is_empty() => {
+                    self.fail(
+                        &format!("{field}.rows"),
+                        "empty",
+                        "must hold at least one row",
+                    );
+                }
+                Some(SplitSpec::Path(path)) if path.as_os_str().is_empty() => {
+                    self.fail(&format!("{field}.path"), "empty", "must name a file");
+                }
+                _ => {}
+            }
+        }
+        if let Some(labels) = &data.labels {
+            self.labels(labels);
+        }
+    }
+
+    fn labels(&mut self, labels: &[String]) {
+        if labels.is_empty() || labels.len() > MAX_LABELS {
+            self.fail(
+                "data.labels",
+                format!("a list of {}", labels.len()),
+                format!("must hold 1 to {MAX_LABELS} names"),
+            );
+        }
+        let mut seen = BTreeSet::new();
+        for (i, label) in labels.iter().take(MAX_LABELS).enumerate() {
+            let field = format!("data.labels[{i}]");
+            self.name(&field, label, MAX_LABEL_BYTES);
+            if !seen.insert(label) {
+                self.fail(
+                    &field,
+                    quoted(label),
+                    "must differ from the names before it",
+                );
+            }
+        }
+    }
+
+    fn teacher(&mut self, teacher: &TeacherSpec) {
+        self.name("teacher.model", &teacher.model, 4_096);
+        if let Some(adapter) = &teacher.adapter {
+            self.name("teacher.adapter", adapter, 4_096);
+        }
+        if let Some(FinetuneSpec {
+            mode: _,
+            epochs,
+            learning_rate,
+        }) = &teacher.finetune
+        {
+            self.count("teacher.finetune.epochs", *epochs, 1..=100);
+            if let Some(rate) = learning_rate {
+                self.below_one("teacher.finetune.learning_rate", *rate, false);
+            }
+        }
+    }
+
+    fn lora(&mut self, lora: &LoraSpec) {
+        self.count("lora.r", lora.r, 1..=256);
+        self.positive("lora.alpha", lora.alpha, 4_096.0);
+        self.below_one("lora.dropout", lora.dropout, true);
+        if lora.targets.is_empty() || lora.targets.len() > MAX_TARGETS {
+            self.fail(
+                "lora.targets",
+                format!("a list of {}", lora.targets.len()),
+                format!("must hold 1 to {MAX_TARGETS} module names, or \"all-linear\""),
+            );
+        }
+        for (i, target) in lora.targets.iter().take(MAX_TARGETS).enumerate() {
+            self.name(&format!("lora.targets[{i}]"), target, 256);
+        }
+    }
+
+    fn training(&mut self, training: &TrainingSpec) {
+        self.count("training.epochs", training.epochs, 1..=100);
+        self.count("training.batch_size", training.batch_size, 1..=1_024);
+        self.below_one("training.learning_rate", training.learning_rate, false);
+        self.positive("training.temperature", training.temperature, 100.0);
+        self.number("training.alpha", training.alpha, 0.0..=1.0);
+        self.count("training.max_length", training.max_length, 8..=512);
+        self.below_one("training.warmup_ratio", training.warmup_ratio, true);
+        self.number("training.weight_decay", training.weight_decay, 0.0..=1.0);
+        self.positive("training.max_grad_norm", training.max_grad_norm, 1_000.0);
+    }
+}
+
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(patch: &[(&str, Value)]) -> DistillSpec {
+        let mut spec = json!({
+            "task": "movie-sentiment",
+            "data": {"train": {"rows": [{"text": "a", "label": "x"}]}},
+            "teacher": {"model": "mpnet-base", "finetune": {"mode": "lora", "epochs": 2}},
+            "lora": {},
+            "training": {},
+            "gate": {},
+        });
+        for (pointer, value) in patch {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            spec.pointer_mut(parent).unwrap()[key] = value.clone();
+        }
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(spec(&[]).validate(), Ok(()));
+    }
+
+    #[test]
+    fn bounds_belong_to_the_range() {
+        for (pointer, value) in [
+            ("/lora/r", json!(256)),
+            ("/lora/dropout", json!(0.0)),
+            ("/training/epochs", json!(100)),
+            ("/training/batch_size", json!(1)),
+            ("/training/alpha", json!(1)),
+            ("/training/alpha", json!(0)),
+            ("/training/max_length", json!(512)),
+            ("/training/warmup_ratio", json!(0)),
+            ("/gate/keep", json!(0)),
+        ] {
+            assert_eq!(spec(&[(pointer, value)]).validate(), Ok(()), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn each_impossible_value_is_named_with_what_is_allowed() {
+        for (pointer, value, message) in [
+            (
+                "/task",
+                json!("Übung"),
+                "task is \"Übung\" but must be 1 to 64 lower-case",
+            ),
+            ("/task", json!("../x"), "task is \"../x\" but"),
+            ("/task", json!("-x"), "task is \"-x\" but"),
+            ("/task", json!(""), "task is \"\" but"),
+            (
+                "/data/train",
+                json!({"rows": []}),
+                "data.train.rows is empty but must hold",
+            ),
+            (
+                "/data/test",
+                json!({"path": ""}),
+                "data.test.path is empty but must name a file",
+            ),
+            (
+                "/data/labels",
+                json!([]),
+                "data.labels is a list of 0 but must hold 1 to 1000",
+            ),
+            (
+                "/data/labels",
+                json!(["a", "a"]),
+                "data.labels[1] is \"a\" but must differ",
+            ),
+            (
+                "/teacher/model",
+                json!(" "),
+                "teacher.model is \" \" but must be 1 to",
+            ),
+            (
+                "/teacher/finetune/epochs",
+                json!(0),
+                "teacher.finetune.epochs is 0 but must be 1 to 100",
+            ),
+            (
+                "/teacher/finetune/learning_rate",
+                json!(0),
+                "teacher.finetune.learning_rate is 0 but must be greater than 0 and less than 1",
+            ),
+            ("/lora/r", json!(0), "lora.r is 0 but must be 1 to 256"),
+            ("/lora/r", json!(257), "lora.r is 257 but must be 1 to 256"),
+            (
+                "/lora/alpha",
+                json!(0),
+                "lora.alpha is 0 but must be greater than 0 and at most 4096",
+            ),
+            (
+                "/lora/dropout",
+                json!(1),
+                "lora.dropout is 1 but must be at least 0 and less than 1",
+            ),
+            (
+                "/lora/targets",
+                json!([]),
+                "lora.targets is a list of 0 but",
+            ),
+            ("/lora/targets", json!([""]), "lora.targets[0] is \"\" but"),
+            (
+                "/training/epochs",
+                json!(101),
+                "training.epochs is 101 but must be 1 to 100",
+            ),
+            (
+                "/training/batch_size",
+                json!(0),
+                "training.batch_size is 0 but must be 1 to 1024",
+            ),
+            (
+                "/training/learning_rate",
+                json!(1),
+                "training.learning_rate is 1 but must be greater than 0 and less than 1",
+            ),
+            (
+                "/training/learning_rate",
+                json!(-0.1),
+                "training.learning_rate is -0.1 but",
+            ),
+            (
+                "/training/temperature",
+                json!(0),
+                "training.temperature is 0 but",
+            ),
+            (
+                "/training/alpha",
+                json!(1.1),
+                "training.alpha is 1.1 but must be 0 to 1",
+            ),
+            (
+                "/training/max_length",
+                json!(7),
+                "training.max_length is 7 but must be 8 to 512",
+            ),
+            (
+                "/training/warmup_ratio",
+                json!(1),
+                "training.warmup_ratio is 1 but",
+            ),
+            (
+                "/training/weight_decay",
+                json!(-1),
+                "training.weight_decay is -1 but",
+            ),
+            (
+                "/training/max_grad_norm",
+                json!(0),
+                "training.max_grad_norm is 0 but",
+            ),
+            (
+                "/gate/keep",
+                json!(1.6),
+                "gate.keep is 1.6 but must be 0 to 1.5",
+            ),
+        ] {
+            let error = spec(&[(pointer, value)]).validate().unwrap_err();
+            assert_eq!(error.fields.len(), 1, "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with(message), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_refused() {
+        let mut spec = spec(&[]);
+        spec.training.temperature = f64::NAN;
+        spec.training.alpha = f64::NAN;
+        spec.lora.dropout = f64::NAN;
+        assert_eq!(spec.validate().unwrap_err().fields.len(), 3);
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_named_at_once() {
+        let error = spec(&[("/lora/r", json!(0)), ("/training/epochs", json!(0))])
+            .validate()
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "lora.r is 0 but must be 1 to 256; training.epochs is 0 but must be 1 to 100"
+        );
+    }
+
+    #[test]
+    fn the_echo_of_a_request_counts_inline_rows() {
+        let echo = spec(&[("/data/test", json!({"path": "test.csv"}))]).without_rows();
+        assert_eq!(
+            echo["data"],
+            json!({"train": {"rows": 1}, "test": {"path": "test.csv"}})
+        );
+        assert_eq!(echo["training"]["epochs"], json!(4));
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        for at in ["training", "lora", "gate", "data", "teacher"] {
+            let mut spec = serde_json::to_value(spec(&[])).unwrap();
+            spec[at]["epoch"] = json!(1);
+            let error = serde_json::from_value::<DistillSpec>(spec).unwrap_err();
+            assert!(
+                error.to_string().contains("unknown field `epoch`"),
+                "{error}"
+            );
+        }
+    }
+}
