@@ -1,8 +1,10 @@
 //! Inputs, sequences and packed batches.
 
 mod packed;
+mod tokenizer;
 
 pub use packed::{PackedBatch, Sequence};
+pub use tokenizer::{Tokenizer, TokenizerError};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -1,0 +1,386 @@
+"""Makes the golden files: small random models of transformers, LoRA adapters of peft, and what
+they answer.
+
+    pip install -r requirements.txt
+    python make_golden.py
+
+Everything is seeded, so a second run on the same versions (requirements.txt) changes the files by
+rounding at most. Weights are drawn far wider than a trained model's, so that every part of the
+network is seen in the logits: attention that is nearly uniform would hide a wrong mask.
+
+What is written beside this script:
+
+    models/NAME/        a classifier in the Hugging Face layout
+    adapters/NAME/      a PEFT LoRA folder, with the config.json of its task
+    tokenizers/NAME/    a tokenizer in the layout of sentence-transformers
+    cases.json          models, adapters, token ids, and the logits of each sequence alone
+    training/NAME.safetensors   losses and gradients of one step (see `step`)
+    tokens.json         texts, and their ids by AutoTokenizer
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetForSequenceClassification,
+)
+
+import texts
+
+HERE = Path(__file__).parent
+VOCABULARY = 60
+
+MODELS = {
+    # Pairs: two segments.
+    "bert-pairs": BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        max_position_embeddings=72,
+        type_vocab_size=2,
+        vocab_size=VOCABULARY,
+        num_labels=2,
+        problem_type="single_label_classification",
+        layer_norm_eps=1e-12,
+    ),
+    # An odd number of heads, one segment only, labels of their own.
+    "bert-labels": BertConfig(
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=28,
+        max_position_embeddings=48,
+        type_vocab_size=1,
+        vocab_size=VOCABULARY,
+        num_labels=5,
+        problem_type="multi_label_classification",
+        layer_norm_eps=1e-5,
+    ),
+    # One head.
+    "bert-value": BertConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        intermediate_size=24,
+        max_position_embeddings=48,
+        type_vocab_size=2,
+        vocab_size=VOCABULARY,
+        num_labels=1,
+        problem_type="regression",
+    ),
+    # Long enough for the outermost relative positions (128 and beyond).
+    "mpnet-classes": MPNetConfig(
+        hidden_size=30,
+        num_hidden_layers=2,
+        num_attention_heads=5,
+        intermediate_size=48,
+        max_position_embeddings=194,
+        vocab_size=VOCABULARY,
+        num_labels=5,
+        problem_type="single_label_classification",
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+    ),
+    "mpnet-value": MPNetConfig(
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=32,
+        max_position_embeddings=50,
+        vocab_size=VOCABULARY,
+        num_labels=1,
+        problem_type="regression",
+        pad_token_id=1,
+    ),
+}
+
+# Of a name: its model, and its LoRA.
+ADAPTERS = {
+    "bert-pairs-qv": (
+        "bert-pairs",
+        dict(r=4, lora_alpha=8, target_modules=["query", "value"]),
+    ),
+    "bert-pairs-pooler": (
+        "bert-pairs",
+        dict(
+            r=2,
+            lora_alpha=3,
+            target_modules=["query", "key", "value", "dense"],
+            modules_to_save=["pooler"],
+        ),
+    ),
+    "bert-labels-all": (
+        "bert-labels",
+        dict(r=3, lora_alpha=6, target_modules="all-linear", use_rslora=True),
+    ),
+    "mpnet-classes-qv": (
+        "mpnet-classes",
+        dict(
+            r=4,
+            lora_alpha=8,
+            target_modules=["q", "v"],
+            rank_pattern={"encoder.layer.1.attention.attn.q": 2},
+            alpha_pattern={"v": 5},
+        ),
+    ),
+    "mpnet-value-all": (
+        "mpnet-value",
+        dict(r=2, lora_alpha=5, target_modules="all-linear"),
+    ),
+}
+
+# The gradients of one step: of a model or an adapter, and the loss.
+STEPS = {
+    "bert-pairs": ["cross_entropy"],
+    "mpnet-value": ["mse"],
+    "bert-pairs-qv": ["cross_entropy", "kl"],
+    "bert-labels-all": ["bce"],
+    "mpnet-classes-qv": ["cross_entropy", "kl"],
+}
+TEMPERATURE = 2.0
+
+
+def randomize(model, generator):
+    """Weights wide enough for attention to be sharp; norms near 1; nothing left at zero."""
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "LayerNorm.weight" in name:
+            parameter.data = 1 + 0.2 * noise
+        elif "LayerNorm" in name or name.endswith("bias"):
+            parameter.data = 0.2 * noise
+        elif "embeddings" in name:
+            parameter.data = 0.5 * noise
+        elif "relative_attention_bias" in name:
+            parameter.data = noise
+        else:
+            parameter.data = noise * 1.5 / parameter.shape[-1] ** 0.5
+
+
+def make_model(name, config, seed):
+    config.id2label = {i: f"label {i}" for i in range(config.num_labels)}
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    bert = isinstance(config, BertConfig)
+    kind = BertForSequenceClassification if bert else MPNetForSequenceClassification
+    model = kind._from_config(config, attn_implementation="eager").float()
+    randomize(model, torch.Generator().manual_seed(seed))
+    model.eval()
+    model.save_pretrained(HERE / "models" / name)
+    return model
+
+
+def make_adapter(name, model_name, options, seed):
+    model = load_model(model_name)
+    config = LoraConfig(task_type="SEQ_CLS", lora_dropout=0.0, **options)
+    torch.manual_seed(seed)
+    wrapped = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter_name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data = 0.2 * noise if parameter.dim() == 1 else 0.4 * noise
+    wrapped.eval()
+    wrapped.peft_config["default"].base_model_name_or_path = model_name
+    # The order of a Python set changes from run to run.
+    targets = wrapped.peft_config["default"].target_modules
+    wrapped.peft_config["default"].target_modules = sorted(targets)
+    folder = HERE / "adapters" / name
+    wrapped.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    task = {
+        "model_type": model.config.model_type,
+        "id2label": model.config.id2label,
+        "label2id": model.config.label2id,
+        "problem_type": model.config.problem_type,
+    }
+    (folder / "config.json").write_text(json.dumps(task, indent=2) + "\n")
+    return wrapped
+
+
+def load_model(name):
+    bert = isinstance(MODELS[name], BertConfig)
+    kind = BertForSequenceClassification if bert else MPNetForSequenceClassification
+    return kind.from_pretrained(HERE / "models" / name, attn_implementation="eager")
+
+
+def load_adapter(name):
+    return PeftModel.from_pretrained(
+        load_model(ADAPTERS[name][0]), HERE / "adapters" / name, is_trainable=True
+    )
+
+
+def sequences(config, seed):
+    """Token ids of very different lengths, the shortest and the longest possible among them."""
+    numbers = numpy.random.default_rng(seed)
+    mpnet = isinstance(config, MPNetConfig)
+    first, last, pad = (0, 2, 1) if mpnet else (2, 3, 0)
+    longest = config.max_position_embeddings - (2 if mpnet else 0)
+    made = []
+    for length in [2, 3, 5, 1, 17, longest, 8, 30, 2]:
+        ids = numbers.integers(5, VOCABULARY, size=length).tolist()
+        ids[0] = first
+        ids[-1] = last
+        type_ids = [0] * length
+        if config.model_type == "bert" and config.type_vocab_size == 2 and length > 4:
+            border = length // 3 + 1
+            ids[border] = last
+            type_ids = [int(i > border) for i in range(length)]
+        made.append({"ids": ids, "type_ids": type_ids})
+    # A text may spell the padding token: it counts as a token (and MPNet numbers positions past it).
+    with_pad = dict(made[4])
+    with_pad["ids"] = list(with_pad["ids"])
+    with_pad["ids"][6] = with_pad["ids"][7] = pad
+    return made + [with_pad], pad
+
+
+def inputs(batch, pad, model_type):
+    width = max(len(s["ids"]) for s in batch)
+    rows = {
+        "input_ids": [s["ids"] + [pad] * (width - len(s["ids"])) for s in batch],
+        "attention_mask": [
+            [1] * len(s["ids"]) + [0] * (width - len(s["ids"])) for s in batch
+        ],
+    }
+    if model_type == "bert":
+        rows["token_type_ids"] = [
+            s["type_ids"] + [0] * (width - len(s["ids"])) for s in batch
+        ]
+    return {name: torch.tensor(row) for name, row in rows.items()}
+
+
+def logits_case(name, model, config, seed, adapter=None):
+    made, pad = sequences(config, seed)
+    with torch.no_grad():
+        alone = [model(**inputs([s], pad, config.model_type)).logits for s in made]
+        padded = model(**inputs(made, pad, config.model_type)).logits
+    alone = torch.cat(alone)
+    difference = (alone - padded).abs().max().item()
+    spread = alone.std(0).min().item()
+    print(f"{name}: alone and padded differ by {difference:.1e}; spread {spread:.2f}")
+    assert difference < 2e-5 and spread > 0.05
+    for sequence, one, other in zip(made, alone.tolist(), padded.tolist()):
+        sequence["logits"] = one
+        sequence["padded_logits"] = other
+    model_name = ADAPTERS[adapter][0] if adapter else name
+    return {"name": name, "model": model_name, "adapter": adapter, "sequences": made}
+
+
+def step(name, model, config, losses, seed):
+    """One step over all sequences of a case as a batch: for each loss its value and the gradient
+    of every weight that trains. Targets are drawn here and stored too.
+
+    cross_entropy: mean over the batch. kl: T² · KL(teacher ‖ student), both at temperature T,
+    summed over classes and averaged over the batch. bce, mse: mean over all outputs.
+    """
+    made, pad = sequences(config, seed)
+    batch = inputs(made, pad, config.model_type)
+    generator = torch.Generator().manual_seed(seed + 1)
+    rows, columns = len(made), config.num_labels
+    teacher = 2 * torch.randn(rows, columns, generator=generator)
+    classes = torch.randint(columns, (rows,), generator=generator)
+    labels = torch.randint(2, (rows, columns), generator=generator).float()
+    stored = {"teacher_logits": teacher, "classes": classes, "labels": labels}
+    for loss_name in losses:
+        model.train()
+        model.zero_grad()
+        logits = model(**batch).logits
+        loss = {
+            "cross_entropy": lambda: F.cross_entropy(logits, classes),
+            "bce": lambda: F.binary_cross_entropy_with_logits(logits, labels),
+            "mse": lambda: F.mse_loss(logits, teacher),
+            "kl": lambda: TEMPERATURE**2
+            * F.kl_div(
+                F.log_softmax(logits / TEMPERATURE, -1),
+                F.softmax(teacher / TEMPERATURE, -1),
+                reduction="batchmean",
+            ),
+        }[loss_name]()
+        loss.backward()
+        stored[f"{loss_name}/loss"] = loss.detach()
+        for parameter_name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None:
+                raise ValueError(f"{parameter_name} has no gradient")
+            short = parameter_name.removeprefix("base_model.model.")
+            short = short.replace(".default", "").replace(".modules_to_save", "")
+            stored[f"{loss_name}/{short}"] = parameter.grad.clone()
+        gradients = [k for k in stored if k.startswith(f"{loss_name}/")]
+        print(f"{name}, {loss_name}: loss {loss.item():.4f}, {len(gradients) - 1} gradients")
+    folder = HERE / "training"
+    folder.mkdir(exist_ok=True)
+    save_file(stored, folder / f"{name}.safetensors")
+
+
+def tokens_case(name):
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "tokenizers" / name)
+    encodings = []
+    for max_length in [4, 8, 13, 128]:
+        for i, (text, pair) in enumerate(texts.inputs()):
+            # As a batch of one: outside a batch an empty second text counts as none.
+            found = tokenizer(
+                [text],
+                [pair] if pair is not None else None,
+                truncation="longest_first",
+                max_length=max_length,
+                padding=False,
+                return_token_type_ids=True,
+            )
+            encodings.append(
+                {
+                    "input": i,
+                    "max_length": max_length,
+                    "ids": found["input_ids"][0],
+                    "type_ids": found["token_type_ids"][0],
+                }
+            )
+    return encodings
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, ensure_ascii=True, separators=(",", ":")) + "\n")
+
+
+def main():
+    for folder in ["models", "adapters", "training", "tokenizers"]:
+        shutil.rmtree(HERE / folder, ignore_errors=True)
+    torch.set_num_threads(1)
+    cases = []
+    for seed, (name, config) in enumerate(MODELS.items()):
+        model = make_model(name, config, seed)
+        cases.append(logits_case(name, model, config, seed))
+        if name in STEPS:
+            step(name, load_model(name), config, STEPS[name], seed)
+    for seed, (name, (model_name, options)) in enumerate(ADAPTERS.items(), start=100):
+        make_adapter(name, model_name, options, seed)
+        config = MODELS[model_name]
+        adapter = load_adapter(name)
+        adapter.eval()
+        cases.append(logits_case(name, adapter, config, seed, adapter=name))
+        if name in STEPS:
+            step(name, adapter, config, STEPS[name], seed)
+    write_json(HERE / "cases.json", cases)
+    texts.make_tokenizers(HERE / "tokenizers")
+    tokens = {
+        "inputs": [{"text": text, "text_pair": pair} for text, pair in texts.inputs()],
+        "encodings": {name: tokens_case(name) for name in ["bert", "mpnet"]},
+    }
+    write_json(HERE / "tokens.json", tokens)
+
+
+if __name__ == "__main__":
+    main()

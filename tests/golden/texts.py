@@ -1,0 +1,195 @@
+"""Texts that tokenizers trip over, and two small tokenizers in the layout of sentence-transformers
+(padding and truncation are set inside tokenizer.json, as in the published folders)."""
+
+import json
+
+TEXTS = [
+    "",
+    " ",
+    "\t\n\r \u00a0\u2003\u3000",
+    "A whole lot foul, freaky and funny.",
+    "It's THE film -- isn't it?!... (no)",
+    "na\u00efve caf\u00e9 cafe\u0301 \u00c5ngstr\u00f6m \u0130stanbul stra\u00dfe \u1e9e",
+    "I love it \U0001f600\U0001f44d\U0001f3fd \U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f :)",
+    "zero\u200bwidth\u200djoin\ufeffmark soft\u00adhyphen",
+    "\x00control\x01chars\x07 and \x1b[31mcolour\x1b[0m \x7f end\ufffd",
+    "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645 \u05e9\u05dc\u05d5\u05dd \u202eabc\u202c",
+    "\u6211\u559c\u6b22\u8fd9\u90e8\u7535\u5f71\uff0c\u975e\u5e38\u597d\u770b\u3002 \u30c6\u30b9\u30c8 \ud55c\uad6d\uc5b4",
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35",
+    "[CLS] fake [SEP] special [MASK] <s> </s> <mask> [PAD] <pad> [UNK] <unk>",
+    "film[SEP]film <mask>film  <mask>  film",
+    "averyveryveryveryverylongwordthatnovocabularyknows" * 4,
+    "a" * 99 + " " + "a" * 100 + " " + "a" * 101,
+    "1234567890 3.14159 -2e10 $5.00 50% #1 a_b c/d e\\f g@h",
+    "\u0301\u0301\u0301 \u0301a",
+    "e" + "\u0301" * 50 + " film",
+    "\u2028line\u2029separators\x85here\x0bvertical\x0cfeed",
+    "\U000e0001\U000e0041tags \ue000private \U0010ffff",
+    "the film " * 200,
+    "\u7535\u5f71" * 120,
+    "\u200b" * 300 + "the film",
+    " " * 3000 + "the film" + " " * 3000,
+    "!" * 300,
+]
+
+PAIRS = [
+    ("the film", "the movie"),
+    ("", ""),
+    ("", "the film"),
+    ("the film", ""),
+    ("the film " * 60, "a movie"),
+    ("a movie", "the film " * 60),
+    ("the film " * 60, "a movie is good " * 60),
+    ("a movie is good " * 60, "the film " * 60),
+    ("the film is", "a movie is"),
+    ("the film is good", "a movie is"),
+    ("the film is", "a movie is bad"),
+    ("the film is good and funny", "a movie is bad and long , no ?"),
+    ("film [SEP] film", "<mask> </s> film"),
+    ("\U0001f600" * 20, "\u6211\u559c\u6b22" * 20),
+]
+
+WORDS = (
+    "the film movie a is good bad and funny long no love it isn not lot whole fool very"
+    " zero control chars end test line here fake special well known"
+).split()
+PIECES = (
+    "ing ed ly s y er al is the film word long very know"
+).split()
+
+
+def inputs():
+    return [(text, None) for text in TEXTS] + PAIRS
+
+
+def vocabulary():
+    """Words, pieces, and single characters of some of the texts, each alone and as a
+    continuation; what is missing becomes unknown."""
+    characters = {c for c in "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?'\"()[]<>/-_#$%&*+=@\\"}
+    for text in TEXTS[5:12]:
+        characters |= set(text.lower())
+    characters = sorted(c for c in characters if not c.isspace() and ord(c) > 32)
+    continuations = [f"##{c}" for c in characters] + [f"##{p}" for p in PIECES]
+    return list(dict.fromkeys(characters + WORDS + continuations))
+
+
+def tokenizer_json(special, post_processor, pad):
+    tokens = list(special) + [t for t in vocabulary() if t not in special]
+    ids = {token: i for i, token in enumerate(tokens)}
+    added = [
+        {
+            "id": ids[token],
+            "content": token,
+            "single_word": False,
+            "lstrip": token == "<mask>",
+            "rstrip": False,
+            "normalized": token == "<unk>",
+            "special": True,
+        }
+        for token in special
+    ]
+    return {
+        "version": "1.0",
+        "truncation": {"max_length": 20, "strategy": "LongestFirst", "stride": 0},
+        "padding": {
+            "strategy": {"Fixed": 20},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": ids[pad],
+            "pad_type_id": 0,
+            "pad_token": pad,
+        },
+        "added_tokens": added,
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": post_processor(ids),
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": ids,
+        },
+    }
+
+
+def bert_processor(ids):
+    def special(token, type_id):
+        return {"SpecialToken": {"id": token, "type_id": type_id}}
+
+    def sequence(name, type_id):
+        return {"Sequence": {"id": name, "type_id": type_id}}
+
+    single = [special("[CLS]", 0), sequence("A", 0), special("[SEP]", 0)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single + [sequence("B", 1), special("[SEP]", 1)],
+        "special_tokens": {
+            token: {"id": token, "ids": [ids[token]], "tokens": [token]}
+            for token in ["[CLS]", "[SEP]"]
+        },
+    }
+
+
+def mpnet_processor(ids):
+    return {
+        "type": "RobertaProcessing",
+        "sep": ["</s>", ids["</s>"]],
+        "cls": ["<s>", ids["<s>"]],
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    }
+
+
+def make_tokenizers(folder):
+    kinds = {
+        "bert": (
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+            bert_processor,
+            "[PAD]",
+            {
+                "tokenizer_class": "BertTokenizer",
+                "unk_token": "[UNK]",
+                "sep_token": "[SEP]",
+                "pad_token": "[PAD]",
+                "cls_token": "[CLS]",
+                "mask_token": "[MASK]",
+            },
+        ),
+        "mpnet": (
+            ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"],
+            mpnet_processor,
+            "<pad>",
+            {
+                "tokenizer_class": "MPNetTokenizer",
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "sep_token": "</s>",
+                "cls_token": "<s>",
+                "unk_token": "[UNK]",
+                "pad_token": "<pad>",
+                "mask_token": "<mask>",
+            },
+        ),
+    }
+    for name, (special, processor, pad, config) in kinds.items():
+        target = folder / name
+        target.mkdir(parents=True)
+        made = tokenizer_json(special, processor, pad)
+        config |= {
+            "do_lower_case": True,
+            "tokenize_chinese_chars": True,
+            "strip_accents": None,
+            "model_max_length": 512,
+        }
+        (target / "tokenizer.json").write_text(json.dumps(made) + "\n")
+        (target / "tokenizer_config.json").write_text(json.dumps(config) + "\n")
+        (target / "vocab.txt").write_text("\n".join(made["model"]["vocab"]) + "\n")
