@@ -6,4 +6,5 @@ pub mod gate;
 pub mod progress;
 pub mod report;
 pub mod rng;
+pub mod runner;
 pub mod spec;

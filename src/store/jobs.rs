@@ -8,7 +8,7 @@ use sqlx::{FromRow, Row, Sqlite, Transaction};
 use utoipa::ToSchema;
 
 use super::versions::database_int;
-use super::{Store, StoreError, Timestamp, check_task_name};
+use super::{Store, StoreError, Timestamp, artifacts, check_task_name};
 
 /// A distillation pass, as `GET /admin/jobs/{id}` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -251,6 +251,12 @@ impl Store {
             .bind(id)
             .fetch_optional(self.pool())
             .await?)
+    }
+
+    /// Removes what is in a job's folder except its log.
+    pub async fn clear_job_folder(&self, id: &str) -> Result<(), StoreError> {
+        let folder = self.job_folder(id);
+        tokio::task::spawn_blocking(move || artifacts::keep_only_log(&folder)).await?
     }
 
     async fn end_job(

@@ -1,0 +1,323 @@
+//! Runs queued jobs, one at a time, each in a process of its own.
+//!
+//! The process is `PROGRAM ARGUMENTS --spec SPEC --out FOLDER --state-cache FOLDER`. It reports
+//! [`Event`]s on standard output and ends when its standard input is closed, so that it does not
+//! outlive a server that is killed. Whatever happens to it (an error, a crash, a kill for want
+//! of memory) ends the job with a reason, and nothing else.
+
+mod process;
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::{Mutex, Notify};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::store::{Change, ChangeKind, Job, JobState, Store, StoreError, Version};
+use process::{Ending, Supervisor};
+
+/// After a failure of the database.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Takes a task's live version into service. Given by the server; called after each promotion
+/// and rollback, with the version that is live from then on.
+#[derive(Clone)]
+pub struct LiveHook(Arc<dyn Fn(Version) -> HookFuture + Send + Sync>);
+
+type HookFuture = Pin<Box<dyn Future<Output = Result<(), HookError>> + Send>>;
+
+/// Why a version cannot be taken into service.
+pub type HookError = Box<dyn Error + Send + Sync>;
+
+impl LiveHook {
+    pub fn new<F, Fut>(hook: F) -> Self
+    where
+        F: Fn(Version) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HookError>> + Send + 'static,
+    {
+        Self(Arc::new(move |version| Box::pin(hook(version))))
+    }
+
+    /// Takes the version into service. If that fails, the task's row goes back to the version
+    /// that it has been answering with all along.
+    pub async fn apply(&self, store: &Store, version: Version) -> Result<(), HookError> {
+        let task = version.task.clone();
+        let Err(error) = (self.0)(version).await else {
+            return Ok(());
+        };
+        let reason = format!("could not be taken into service: {error}");
+        if let Err(error) = undo(store, &task, &reason).await {
+            tracing::error!(task, %error, "could not go back to the version in service");
+        }
+        Err(error)
+    }
+}
+
+/// Undoes the task's last change.
+async fn undo(store: &Store, task: &str, reason: &str) -> Result<(), StoreError> {
+    let history = store.history(task).await?;
+    match history.last() {
+        Some(Change {
+            kind: ChangeKind::Rollback,
+            previous: Some(previous),
+            ..
+        }) => store.promote(task, *previous, "server", reason).await?,
+        _ => store.rollback(task, "server", reason).await?,
+    };
+    Ok(())
+}
+
+impl fmt::Debug for LiveHook {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("LiveHook")
+    }
+}
+
+/// What the processes are started with.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    /// Usually the running program itself.
+    pub program: PathBuf,
+    /// Before the arguments that name the job: `distill`, and what all jobs share.
+    pub arguments: Vec<OsString>,
+    pub live_hook: LiveHook,
+}
+
+/// The one who runs jobs. Clones are handles of the same one.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    config: RunnerConfig,
+    /// A job has been queued.
+    wake: Notify,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    /// Locked while a job is taken from the queue, so that a cancellation finds every job either
+    /// in the queue or here.
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Clone, Debug)]
+struct Running {
+    id: String,
+    cancel: CancellationToken,
+    /// Cancelled when the job's row says how it ended.
+    ended: CancellationToken,
+}
+
+/// The part of a spec that the runner needs.
+#[derive(Deserialize)]
+struct Wishes {
+    promote: bool,
+}
+
+/// The part of a report that the runner needs.
+#[derive(Default, Deserialize)]
+struct Verdict {
+    gate: Option<GateVerdict>,
+}
+
+#[derive(Deserialize)]
+struct GateVerdict {
+    passed: bool,
+}
+
+impl Runner {
+    /// Starts to run jobs, those first that an earlier server left in the queue. Must be called
+    /// within a Tokio runtime.
+    pub fn start(store: Store, config: RunnerConfig) -> Self {
+        let shared = Arc::new(Shared {
+            store,
+            config,
+            wake: Notify::new(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            running: Mutex::new(None),
+        });
+        let worker = Arc::clone(&shared);
+        shared.tasks.spawn(async move { worker.work().await });
+        Self { shared }
+    }
+
+    /// Says that a job has been queued.
+    pub fn wake(&self) {
+        self.shared.wake.notify_one();
+    }
+
+    /// Cancels a job, queued or running, and returns it as it ended. A job that has ended already
+    /// is [`StoreError::JobOver`].
+    pub async fn cancel(&self, id: &str) -> Result<Job, StoreError> {
+        let store = &self.shared.store;
+        let running = {
+            let running = self.shared.running.lock().await;
+            if let Some(job) = store.cancel_queued_job(id).await? {
+                store.clear_job_folder(id).await?;
+                return Ok(job);
+            }
+            running.clone().filter(|running| running.id == id)
+        };
+        if let Some(running) = &running {
+            running.cancel.cancel();
+            running.ended.cancelled().await;
+        }
+        let job = store.job(id).await?;
+        match (running, job.state) {
+            (Some(_), JobState::Cancelled) => Ok(job),
+            (_, state) => Err(StoreError::JobOver { id: job.id, state }),
+        }
+    }
+
+    /// Stops the running process, marks its job as failed, and returns when that is recorded.
+    /// Queued jobs wait for the next server.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+}
+
+impl Shared {
+    async fn work(&self) {
+        while !self.stop.is_cancelled() {
+            match self.take().await {
+                Ok(Some((job, running))) => {
+                    self.run(&job, &running).await;
+                    *self.running.lock().await = None;
+                    running.ended.cancel();
+                }
+                Ok(None) => self.pause(self.wake.notified()).await,
+                Err(error) => {
+                    tracing::error!(%error, "could not take a job from the queue");
+                    self.pause(tokio::time::sleep(RETRY_AFTER)).await;
+                }
+            }
+        }
+    }
+
+    /// Waits, but not beyond the stop.
+    async fn pause(&self, until: impl Future<Output = ()>) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = until => {}
+        }
+    }
+
+    async fn take(&self) -> Result<Option<(Job, Running)>, StoreError> {
+        let mut running = self.running.lock().await;
+        let Some(job) = self.store.start_next_job().await? else {
+            return Ok(None);
+        };
+        let entry = Running {
+            id: job.id.clone(),
+            cancel: CancellationToken::new(),
+            ended: CancellationToken::new(),
+        };
+        *running = Some(entry.clone());
+        Ok(Some((job, entry)))
+    }
+
+    async fn run(&self, job: &Job, running: &Running) {
+        tracing::info!(job = job.id, task = job.task, "job started");
+        let supervisor = Supervisor {
+            store: &self.store,
+            config: &self.config,
+            folder: self.store.job_folder(&job.id),
+            job,
+            cancel: &running.cancel,
+            stop: &self.stop,
+        };
+        let ending = supervisor.run().await;
+        if let Err(error) = self.record(job, ending).await {
+            // The row stays at "running"; the next server marks it as failed.
+            tracing::error!(job = job.id, %error, "could not record how the job ended");
+        }
+        if let Err(error) = self.store.clear_job_folder(&job.id).await {
+            tracing::warn!(job = job.id, %error, "could not clear the job's folder");
+        }
+    }
+
+    async fn record(&self, job: &Job, ending: Ending) -> Result<(), StoreError> {
+        match ending {
+            Ending::Done { out } => self.keep(job, &out).await?,
+            Ending::Cancelled => {
+                self.store.cancel_job(&job.id).await?;
+            }
+            Ending::Failed(reason) => self.fail(job, &reason).await?,
+        }
+        tracing::info!(job = job.id, task = job.task, "job ended");
+        Ok(())
+    }
+
+    async fn fail(&self, job: &Job, reason: &str) -> Result<(), StoreError> {
+        tracing::warn!(job = job.id, task = job.task, reason, "job failed");
+        self.store.fail_job(&job.id, reason).await?;
+        Ok(())
+    }
+
+    /// Makes a version of the output, and promotes it if that is wanted and the gate says yes.
+    async fn keep(&self, job: &Job, out: &Path) -> Result<(), StoreError> {
+        let promote = match self.promotion(job, out).await {
+            Ok(promote) => promote,
+            Err(error) => {
+                let reason = format!("the report of the pass cannot be used: {error}");
+                return self.fail(job, &reason).await;
+            }
+        };
+        let finished = self
+            .store
+            .finish_with_version(&job.id, out, promote.as_deref())
+            .await;
+        let version = match finished {
+            Ok(version) => version,
+            Err(error) => {
+                let error = describe(&error);
+                let reason = format!("the version could not be kept: {error}");
+                return self.fail(job, &reason).await;
+            }
+        };
+        if promote.is_some()
+            && let Err(error) = self.config.live_hook.apply(&self.store, version).await
+        {
+            tracing::error!(job = job.id, task = job.task, %error, "version not in service");
+        }
+        Ok(())
+    }
+
+    /// The reason to promote, if there is one.
+    async fn promotion(&self, job: &Job, out: &Path) -> Result<Option<String>, HookError> {
+        let spec = self.store.job_spec(&job.id).await?;
+        let wishes: Wishes = serde_json::from_value(spec)?;
+        let report = tokio::fs::read(out.join("report.json")).await?;
+        let verdict: Verdict = serde_json::from_slice(&report)?;
+        let passed = verdict.gate.is_some_and(|gate| gate.passed);
+        Ok((wishes.promote && passed).then(|| "passed the gate".to_owned()))
+    }
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

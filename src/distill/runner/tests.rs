@@ -1,0 +1,261 @@
+//! Jobs whose process is a shell script.
+
+use std::fs;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::store::{Created, NewJob};
+
+/// Until a condition holds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Finds `--out` and fills the folder as a pass does.
+const MAKE_OUTPUT: &str = r#"
+    while [ "$1" != --out ]; do shift; done
+    mkdir -p "$2"
+    echo weights > "$2/adapter_model.safetensors"
+    echo '{"gate":{"passed":true,"reasons":[]}}' > "$2/report.json"
+"#;
+
+struct House {
+    _folder: TempDir,
+    store: Store,
+    runner: Runner,
+    /// Versions that were to be taken into service.
+    live: mpsc::UnboundedReceiver<Version>,
+}
+
+async fn house(script: &str) -> House {
+    house_with(script, None).await
+}
+
+async fn house_with(script: &str, hook_error: Option<&'static str>) -> House {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).await.unwrap();
+    let (sender, live) = mpsc::unbounded_channel();
+    let live_hook = LiveHook::new(move |version| {
+        sender.send(version).unwrap();
+        async move { hook_error.map_or(Ok(()), |error| Err(error.into())) }
+    });
+    let config = RunnerConfig {
+        program: "/bin/sh".into(),
+        arguments: ["-c", script, "job"].map(OsString::from).into(),
+        live_hook,
+    };
+    let runner = Runner::start(store.clone(), config);
+    House {
+        _folder: folder,
+        store,
+        runner,
+        live,
+    }
+}
+
+impl House {
+    async fn queue(&self, promote: bool) -> String {
+        let new = NewJob {
+            id: NewJob::id(),
+            task: "topic".into(),
+            spec: serde_json::json!({ "task": "topic", "promote": promote }),
+            idempotency_key: None,
+            request_digest: String::new(),
+        };
+        let created = self.store.create_job(new).await.unwrap();
+        self.runner.wake();
+        match created {
+            Created::New(job) | Created::Existing(job) => job.id,
+        }
+    }
+
+    async fn wait(&self, id: &str, until: impl Fn(&Job) -> bool) -> Job {
+        let look = async {
+            loop {
+                let job = self.store.job(id).await.unwrap();
+                if until(&job) {
+                    return job;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, look).await.unwrap()
+    }
+
+    async fn end_of(&self, id: &str) -> Job {
+        self.wait(id, |job| job.state.is_over()).await
+    }
+
+    fn files_of(&self, id: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.store.job_folder(id)).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+#[tokio::test]
+async fn a_pass_that_succeeds_becomes_the_live_version() {
+    let script = format!(
+        r#"{MAKE_OUTPUT}
+        echo '{{"event":"stage","stage":"student_training"}}'
+        echo '{{"event":"step","step":7,"steps":9,"loss":0.5,"tokens_per_second":10.0,"eta_seconds":1.0}}'
+        echo '{{"event":"done"}}'"#
+    );
+    let mut house = house(&script).await;
+    let id = house.queue(true).await;
+    let job = house.end_of(&id).await;
+    assert_eq!((job.state, job.version), (JobState::Succeeded, Some(1)));
+    assert_eq!(job.stage.as_deref(), Some("student_training"));
+    assert_eq!((job.step, job.steps, job.loss), (7, 9, Some(0.5)));
+    assert_eq!(house.live.recv().await.unwrap().version, 1);
+    let live = house.store.live("topic").await.unwrap().unwrap();
+    assert!(live.path.join("adapter_model.safetensors").is_file());
+    house.runner.shutdown().await;
+    assert_eq!(house.files_of(&id), ["log.txt"]);
+}
+
+#[tokio::test]
+async fn a_version_is_not_promoted_against_the_gate_or_the_wish() {
+    let refused = MAKE_OUTPUT.replace("true", "false");
+    for (output, wish) in [(refused.as_str(), true), (MAKE_OUTPUT, false)] {
+        let house = house(&format!("{output} echo '{{\"event\":\"done\"}}'")).await;
+        let id = house.queue(wish).await;
+        let job = house.end_of(&id).await;
+        assert_eq!((job.state, job.version), (JobState::Succeeded, Some(1)));
+        assert!(house.store.live("topic").await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn the_reason_of_a_pass_is_the_reason_of_the_job() {
+    let script = r#"echo '{"event":"failed","error":"every label is \"x\""}'; exit 1"#;
+    let house = house(script).await;
+    let job = house.end_of(&house.queue(true).await).await;
+    assert_eq!(job.state, JobState::Failed);
+    assert_eq!(job.error.as_deref(), Some("every label is \"x\""));
+}
+
+#[tokio::test]
+async fn a_crash_is_explained_by_the_end_of_the_log() {
+    let house = house("echo boom >&2; exit 101").await;
+    let job = house.end_of(&house.queue(true).await).await;
+    let error = job.error.unwrap();
+    assert!(error.contains("status 101"), "{error}");
+    assert!(error.ends_with("its log ends with: boom"), "{error}");
+}
+
+#[tokio::test]
+async fn a_killed_process_fails_its_job_and_the_next_one_runs() {
+    let house = house("kill -9 $$").await;
+    let (first, second) = (house.queue(true).await, house.queue(true).await);
+    for id in [first, second] {
+        let job = house.end_of(&id).await;
+        let error = job.error.unwrap();
+        assert!(
+            error.contains("killed by signal 9 (out of memory?)"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn output_without_the_last_word_is_not_kept() {
+    let house = house(MAKE_OUTPUT).await;
+    let job = house.end_of(&house.queue(true).await).await;
+    assert_eq!(job.state, JobState::Failed);
+    assert!(house.store.tasks().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_pass_without_a_report_fails() {
+    let house = house(r#"echo '{"event":"done"}'"#).await;
+    let job = house.end_of(&house.queue(true).await).await;
+    let error = job.error.unwrap();
+    assert!(error.contains("report"), "{error}");
+}
+
+#[tokio::test]
+async fn cancelling_kills_the_process_and_spares_the_queue() {
+    let script = r#"echo '{"event":"stage","stage":"data"}'; echo $$ >&2; exec sleep 600"#;
+    let house = house(script).await;
+    let (first, second) = (house.queue(true).await, house.queue(true).await);
+    house.wait(&first, |job| job.stage.is_some()).await;
+    let log = house.store.job_folder(&first).join("log.txt");
+    let job = house.runner.cancel(&first).await.unwrap();
+    assert_eq!(job.state, JobState::Cancelled);
+    let process = fs::read_to_string(log).unwrap();
+    let process = format!("/proc/{}", process.trim());
+    assert!(!Path::new(&process).exists(), "still running");
+    assert_eq!(house.files_of(&first), ["log.txt"]);
+    house.wait(&second, |job| job.stage.is_some()).await;
+
+    let again = house.runner.cancel(&first).await;
+    assert!(
+        matches!(again, Err(StoreError::JobOver { .. })),
+        "{again:?}"
+    );
+    let unknown = house.runner.cancel("nothing").await;
+    assert!(matches!(unknown, Err(StoreError::UnknownJob(_))));
+    house.runner.cancel(&second).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_queued_job_is_cancelled_without_being_started() {
+    let house = house("exec sleep 600").await;
+    let first = house.queue(true).await;
+    house
+        .wait(&first, |job| job.state == JobState::Running)
+        .await;
+    let second = house.queue(true).await;
+    let job = house.runner.cancel(&second).await.unwrap();
+    assert_eq!((job.state, job.started_at), (JobState::Cancelled, None));
+    house.runner.cancel(&first).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_ends_the_running_job_with_a_reason_and_keeps_the_queue() {
+    let house = house("exec sleep 600").await;
+    let first = house.queue(true).await;
+    house
+        .wait(&first, |job| job.state == JobState::Running)
+        .await;
+    let second = house.queue(true).await;
+    house.runner.shutdown().await;
+    let job = house.store.job(&first).await.unwrap();
+    assert_eq!(job.state, JobState::Failed);
+    assert!(job.error.unwrap().contains("the server stopped"));
+    let job = house.store.job(&second).await.unwrap();
+    assert_eq!(job.state, JobState::Queued);
+}
+
+#[tokio::test]
+async fn the_input_of_the_process_stays_open_while_it_runs() {
+    // `timeout` ends with 124 if `cat` still waits for input, as it should.
+    let script = r#"timeout 0.2 cat; echo "{\"event\":\"failed\",\"error\":\"$?\"}""#;
+    let house = house(script).await;
+    let job = house.end_of(&house.queue(true).await).await;
+    assert_eq!(job.error.as_deref(), Some("124"));
+}
+
+#[tokio::test]
+async fn a_version_that_cannot_be_taken_into_service_is_not_live() {
+    let script = format!("{MAKE_OUTPUT} echo '{{\"event\":\"done\"}}'");
+    let house = house_with(&script, Some("shapes differ")).await;
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("adapter_model.safetensors"), "first").unwrap();
+    house
+        .store
+        .ensure_shipped("topic", folder.path())
+        .await
+        .unwrap();
+    let id = house.queue(true).await;
+    assert_eq!(house.end_of(&id).await.version, Some(2));
+    house.runner.shutdown().await;
+    assert_eq!(house.store.live("topic").await.unwrap().unwrap().version, 1);
+    let history = house.store.history("topic").await.unwrap();
+    assert!(history[2].reason.contains("shapes differ"), "{history:?}");
+}
