@@ -8,3 +8,4 @@ pub mod report;
 pub mod rng;
 pub mod runner;
 pub mod spec;
+pub mod training;

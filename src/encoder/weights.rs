@@ -35,8 +35,13 @@ impl Weights {
             .collect()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
-        self.0.iter()
+    pub fn find(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    /// The weights that are not the head's.
+    pub fn encoder(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+        self.0.iter().filter(|(name, _)| !is_head(name))
     }
 
     pub fn contains(&self, name: &str) -> bool {
@@ -55,12 +60,7 @@ impl Weights {
 
     /// Number of weights that are not the head's.
     pub(super) fn encoder_parameters(&self) -> usize {
-        let encoder = |(name, _): &(&String, &Tensor)| !is_head(name);
-        self.0
-            .iter()
-            .filter(encoder)
-            .map(|(_, t)| t.elem_count())
-            .sum()
+        self.encoder().map(|(_, tensor)| tensor.elem_count()).sum()
     }
 
     pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, EncoderError> {

@@ -1,0 +1,263 @@
+//! A model whose weights, some or all, are variables.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor, Var};
+
+use crate::adapter::ALL_LINEAR;
+use crate::distill::rng::CounterRng;
+use crate::distill::spec::LoraSpec;
+use crate::encoder::{
+    Encoder, EncoderConfig, EncoderError, Family, LinearSpec, LoraModule, TaskWeights, Weights,
+};
+
+/// Standard deviation of a fresh head's weights, as in BERT's initialisation.
+const HEAD_DEVIATION: f32 = 0.02;
+
+/// Streams of random numbers for initialisation begin here, one for each variable.
+const STREAM: u64 = 1 << 32;
+
+/// What trains, by name; and how a network is made of it.
+pub struct Trainee {
+    /// LoRA matrices (`{linear}.lora_A.weight`), head tensors and, in full fine-tuning, the
+    /// encoder's weights. Names have no family prefix.
+    variables: BTreeMap<String, Var>,
+    base: Base,
+}
+
+enum Base {
+    /// The encoder is frozen; these linears have LoRA with this scale.
+    Frozen {
+        encoder: Arc<Encoder>,
+        linears: Vec<String>,
+        scale: f64,
+    },
+    /// Everything trains.
+    Full(EncoderConfig),
+}
+
+impl Trainee {
+    /// LoRA on the linears that `lora` targets, and a head for `labels` outputs. A BERT encoder's
+    /// pooler trains as a part of the head.
+    ///
+    /// # Errors
+    /// No linear has a targeted name.
+    pub fn lora(
+        encoder: Arc<Encoder>,
+        weights: &Weights,
+        lora: &LoraSpec,
+        labels: usize,
+        seed: u64,
+    ) -> Result<Self, EncoderError> {
+        let targeted: Vec<&LinearSpec> = encoder
+            .linears()
+            .iter()
+            .filter(|linear| is_target(&linear.name, &lora.targets))
+            .collect();
+        if targeted.is_empty() {
+            return Err(EncoderError::Unsupported(format!(
+                "no linear of the encoder is named {}; it has {}",
+                lora.targets.join(" or "),
+                names_of(encoder.linears())
+            )));
+        }
+        let mut init = Initialiser::new(seed, encoder.device());
+        let mut variables = BTreeMap::new();
+        for linear in &targeted {
+            let (input, out) = (linear.in_features, linear.out_features);
+            // Kaiming uniform with a = √5, PyTorch's and PEFT's default.
+            let a = init.uniform(&[lora.r, input], 1.0 / (input as f32).sqrt())?;
+            let b = init.zeros(&[out, lora.r])?;
+            variables.insert(format!("{}.lora_A.weight", linear.name), a);
+            variables.insert(format!("{}.lora_B.weight", linear.name), b);
+        }
+        let linears = targeted.iter().map(|linear| linear.name.clone()).collect();
+        variables.extend(init.head(encoder.config(), weights, labels)?);
+        Ok(Self {
+            variables,
+            base: Base::Frozen {
+                encoder,
+                linears,
+                scale: lora.alpha / lora.r as f64,
+            },
+        })
+    }
+
+    /// Every weight of the encoder and a head for `labels` outputs.
+    pub fn full(
+        config: EncoderConfig,
+        weights: &Weights,
+        labels: usize,
+        seed: u64,
+    ) -> Result<Self, EncoderError> {
+        let device = Device::Cpu;
+        let mut variables = BTreeMap::new();
+        for (name, tensor) in weights.encoder() {
+            variables.insert(name.clone(), Var::from_tensor(tensor)?);
+        }
+        variables.extend(Initialiser::new(seed, &device).head(&config, weights, labels)?);
+        Ok(Self {
+            variables,
+            base: Base::Full(config),
+        })
+    }
+
+    pub fn variables(&self) -> &BTreeMap<String, Var> {
+        &self.variables
+    }
+
+    /// Number of weights that train.
+    pub fn trainable(&self) -> usize {
+        self.variables.values().map(|v| v.elem_count()).sum()
+    }
+
+    /// The network over the variables as they are at this moment.
+    pub fn network(&self) -> Result<(Arc<Encoder>, TaskWeights), EncoderError> {
+        let tensors = self
+            .variables
+            .iter()
+            .map(|(n, v)| (n.clone(), v.as_tensor().clone()));
+        self.network_of(tensors.collect())
+    }
+
+    /// The network over detached tensors, such as a [snapshot](Self::snapshot).
+    pub fn network_of(
+        &self,
+        mut tensors: BTreeMap<String, Tensor>,
+    ) -> Result<(Arc<Encoder>, TaskWeights), EncoderError> {
+        match &self.base {
+            Base::Frozen {
+                encoder,
+                linears,
+                scale,
+            } => {
+                let mut take = |name: String| {
+                    tensors
+                        .remove(&name)
+                        .ok_or(EncoderError::MissingWeight { name })
+                };
+                let mut modules = Vec::with_capacity(linears.len());
+                for name in linears {
+                    modules.push(LoraModule {
+                        a: take(format!("{name}.lora_A.weight"))?,
+                        b: take(format!("{name}.lora_B.weight"))?,
+                        name: name.clone(),
+                        scale: *scale,
+                    });
+                }
+                let task = TaskWeights::new(encoder, modules, tensors)?;
+                Ok((encoder.clone(), task))
+            }
+            Base::Full(config) => {
+                let weights: Weights = tensors.into_iter().collect();
+                let encoder = Encoder::new(config.clone(), &weights)?;
+                let task = TaskWeights::new(&encoder, Vec::new(), weights.head())?;
+                Ok((Arc::new(encoder), task))
+            }
+        }
+    }
+
+    /// A copy of the variables' values.
+    pub fn snapshot(&self) -> candle_core::Result<BTreeMap<String, Tensor>> {
+        let copy = |(name, variable): (&String, &Var)| {
+            Ok((name.clone(), variable.as_tensor().copy()?.detach()))
+        };
+        self.variables.iter().map(copy).collect()
+    }
+}
+
+fn is_target(name: &str, targets: &[String]) -> bool {
+    targets.iter().any(|target| {
+        if target == ALL_LINEAR {
+            return name != "pooler.dense";
+        }
+        name == target || name.ends_with(&format!(".{target}"))
+    })
+}
+
+/// The last components of the linears' names, each once.
+fn names_of(linears: &[LinearSpec]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for linear in linears {
+        let last = linear.name.rsplit('.').next().unwrap_or(&linear.name);
+        if !names.contains(&last) {
+            names.push(last);
+        }
+    }
+    names.join(", ")
+}
+
+/// Fresh variables; each draws from a stream of its own.
+struct Initialiser<'a> {
+    seed: u64,
+    stream: u64,
+    device: &'a Device,
+}
+
+impl<'a> Initialiser<'a> {
+    fn new(seed: u64, device: &'a Device) -> Self {
+        Self {
+            seed,
+            stream: STREAM,
+            device,
+        }
+    }
+
+    fn draw(
+        &mut self,
+        shape: &[usize],
+        f: impl Fn(&CounterRng, u64) -> f32,
+    ) -> candle_core::Result<Var> {
+        let rng = CounterRng::new(self.seed, self.stream);
+        self.stream += 1;
+        let count = shape.iter().product::<usize>() as u64;
+        let values: Vec<f32> = (0..count).map(|i| f(&rng, i)).collect();
+        Var::from_tensor(&Tensor::from_vec(values, shape, self.device)?)
+    }
+
+    fn uniform(&mut self, shape: &[usize], bound: f32) -> candle_core::Result<Var> {
+        self.draw(shape, |rng, i| bound * (2.0 * rng.f32_at(i) - 1.0))
+    }
+
+    fn normal(&mut self, shape: &[usize]) -> candle_core::Result<Var> {
+        self.draw(shape, |rng, i| HEAD_DEVIATION * rng.normal_at(i))
+    }
+
+    fn zeros(&mut self, shape: &[usize]) -> candle_core::Result<Var> {
+        self.draw(shape, |_, _| 0.0)
+    }
+
+    /// A fresh head. BERT's pooler starts from the encoder's where it has one.
+    fn head(
+        &mut self,
+        config: &EncoderConfig,
+        weights: &Weights,
+        labels: usize,
+    ) -> candle_core::Result<Vec<(String, Var)>> {
+        let hidden = config.hidden_size;
+        let (dense, projection) = match config.family {
+            Family::Bert => ("pooler.dense", "classifier"),
+            Family::Mpnet => ("classifier.dense", "classifier.out_proj"),
+        };
+        let pretrained = |name: &str| match config.family {
+            Family::Bert => weights.find(name),
+            Family::Mpnet => None,
+        };
+        let weight = format!("{dense}.weight");
+        let bias = format!("{dense}.bias");
+        let dense = match (pretrained(&weight), pretrained(&bias)) {
+            (Some(w), Some(b)) => (Var::from_tensor(w)?, Var::from_tensor(b)?),
+            _ => (self.normal(&[hidden, hidden])?, self.zeros(&[hidden])?),
+        };
+        Ok(vec![
+            (weight, dense.0),
+            (bias, dense.1),
+            (
+                format!("{projection}.weight"),
+                self.normal(&[labels, hidden])?,
+            ),
+            (format!("{projection}.bias"), self.zeros(&[labels])?),
+        ])
+    }
+}
