@@ -40,12 +40,13 @@ pub enum ConditionName {
 }
 
 impl Gate {
-    /// Judges the student. A pass without a teacher has no teacher's score to keep.
+    /// Judges the student. A pass without a teacher has no teacher's score to keep; one without
+    /// labels has no majority class to beat.
     pub fn judge(
         spec: &GateSpec,
         student: &Evaluation,
         teacher: Option<&Evaluation>,
-        majority: &Evaluation,
+        majority: Option<&Evaluation>,
     ) -> Self {
         let mut gate = Self {
             passed: true,
@@ -55,7 +56,9 @@ impl Gate {
         if let Some(teacher) = teacher {
             gate.keeps_teacher_score(spec.keep, student.score.value, teacher.score.value);
         }
-        gate.beats_majority(student.score.value, majority.score.value);
+        if let Some(majority) = majority {
+            gate.beats_majority(student.score.value, majority.score.value);
+        }
         gate.no_class_collapses(student);
         gate
     }
@@ -188,7 +191,7 @@ mod tests {
         let rows = test_rows();
         let rows = labels(&rows);
         let majority = majority(KIND, &names(), &rows, &rows, 1).unwrap();
-        Gate::judge(&GateSpec { keep: 0.9 }, student, teacher, &majority)
+        Gate::judge(&GateSpec { keep: 0.9 }, student, teacher, Some(&majority))
     }
 
     fn failed(gate: &Gate) -> Vec<ConditionName> {

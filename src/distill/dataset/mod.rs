@@ -7,14 +7,14 @@
 
 mod checks;
 mod error;
-mod labels;
+mod meaning;
 mod read;
 mod splits;
 
 pub use checks::{ClassCount, DataChecks, Rejection, Split, SplitChecks, TargetRange};
 pub use error::{DataError, KnownBy, Origin};
 
-use self::labels::Meaning;
+use self::meaning::Meaning;
 use self::read::{RawRow, RawSplit};
 use super::spec::DataSpec;
 use crate::adapter::ProblemType;
@@ -59,6 +59,11 @@ pub enum Label {
     Labels(Vec<usize>),
     /// Target of a regression; finite.
     Value(f32),
+}
+
+/// The labels of rows, as [`evaluate`](super::evaluation::evaluate) takes them.
+pub fn labels(rows: &[Row]) -> Vec<Option<&Label>> {
+    rows.iter().map(|row| row.label.as_ref()).collect()
 }
 
 /// What is known of a task before its data is read: that its teacher is a trained classifier.
@@ -113,7 +118,7 @@ impl Dataset {
                 limit_rejections(&raw[raw.len() - 1])?;
             }
         }
-        let meaning = labels::resolve(&mut raw, spec, teacher)?;
+        let meaning = meaning::resolve(&mut raw, spec, teacher)?;
         let mut dataset = Self::empty(&meaning);
         for split in raw {
             dataset.add_split(split, &meaning, teacher)?;

@@ -366,15 +366,15 @@ fn parse_record(
     width: usize,
     columns: [Option<usize>; FIELDS.len()],
 ) -> Parsed {
+    if record.as_slice().len() > MAX_ROW_BYTES {
+        return Err(format!(
+            "longer than {MAX_ROW_BYTES} bytes; is a closing quote missing?"
+        ));
+    }
     if record.len() != width {
         return Err(format!(
             "{} cells where the header names {width} columns",
             record.len()
-        ));
-    }
-    if record.as_slice().len() > MAX_ROW_BYTES {
-        return Err(format!(
-            "longer than {MAX_ROW_BYTES} bytes; is a closing quote missing?"
         ));
     }
     let [text, text_pair, label, logits] =

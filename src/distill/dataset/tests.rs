@@ -620,6 +620,17 @@ fn an_overlong_line_is_rejected_and_the_next_one_is_read() {
 }
 
 #[test]
+fn a_quote_that_never_closes_is_suspected() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = format!(
+        "text,label\n\"open,a\n{}",
+        "x,a\n".repeat(MAX_ROW_BYTES / 4)
+    );
+    let text = message(load(&spec(file(dir.path(), "a.csv", content))));
+    assert!(text.contains("is a closing quote missing?"), "{text}");
+}
+
+#[test]
 fn the_splits_of_the_shipped_tasks_are_read_whole() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     for (task, kind, classes, counts) in [

@@ -146,7 +146,7 @@ fn full() -> Report {
             &GateSpec { keep: 0.99 },
             &student,
             Some(&teacher),
-            &majority,
+            Some(&majority),
         )),
         student,
         teacher: Some(teacher),
