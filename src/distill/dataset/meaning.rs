@@ -11,7 +11,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::error::{DataError, KnownBy};
-use super::read::{Number, RawLabel, RawSplit, shortened};
+use super::fields::{Number, RawLabel, shortened};
+use super::read::RawSplit;
 use super::{Label, MAX_LABELS, Teacher};
 use crate::adapter::ProblemType;
 use crate::distill::spec::DataSpec;

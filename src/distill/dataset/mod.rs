@@ -7,6 +7,7 @@
 
 mod checks;
 mod error;
+mod fields;
 mod meaning;
 mod read;
 mod splits;

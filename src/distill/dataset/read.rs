@@ -8,10 +8,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::error::{DataError, Origin};
-use super::{
-    MAX_FILE_BYTES, MAX_LABEL_BYTES, MAX_LABELS, MAX_REJECTIONS, MAX_ROW_BYTES, MAX_ROWS,
-    Rejection, Split,
+use super::fields::{
+    RawLabel, kind, label_name, label_of, logits_of, not_blank, shortened, text_of,
 };
+use super::{MAX_FILE_BYTES, MAX_REJECTIONS, MAX_ROW_BYTES, MAX_ROWS, Rejection, Split};
 use crate::distill::spec::SplitSpec;
 use crate::text::Input;
 
@@ -34,23 +34,6 @@ pub(super) struct RawRow {
     pub(super) input: Input,
     pub(super) label: Option<RawLabel>,
     pub(super) teacher_logits: Option<Vec<f32>>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum RawLabel {
-    /// A JSON string.
-    Text(String),
-    /// A cell of a table: a number or a class.
-    Cell(String),
-    Number(Number),
-    List(Vec<String>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Number {
-    pub(super) value: f64,
-    /// Written without a decimal point or exponent.
-    pub(super) whole: bool,
 }
 
 /// Rows left out: all are counted, the first are kept.
@@ -403,103 +386,4 @@ fn parse_record(
         }
     };
     Ok((input, label, teacher_logits))
-}
-
-fn text_of(field: &str, value: &Value) -> Result<String, String> {
-    match value {
-        Value::String(text) => not_blank(field, text),
-        other => Err(format!("\"{field}\" is {} instead of a text", kind(other))),
-    }
-}
-
-fn not_blank(field: &str, text: &str) -> Result<String, String> {
-    if text.trim().is_empty() {
-        return Err(format!("\"{field}\" is empty"));
-    }
-    Ok(text.to_owned())
-}
-
-fn label_of(value: &Value) -> Result<Option<RawLabel>, String> {
-    Ok(Some(match value {
-        Value::Null => return Ok(None),
-        Value::String(name) => RawLabel::Text(label_name(name)?),
-        Value::Number(number) => RawLabel::Number(Number {
-            value: number.as_f64().unwrap_or(f64::NAN),
-            whole: !number.is_f64(),
-        }),
-        Value::Array(names) => {
-            let names = names.iter().map(|name| match name {
-                Value::String(name) => label_name(name),
-                other => Err(format!(
-                    "\"label\" is a list with {} in it; write names",
-                    kind(other)
-                )),
-            });
-            RawLabel::List(names.collect::<Result<_, _>>()?)
-        }
-        other => {
-            return Err(format!(
-                "\"label\" is {}; write a string, a number or a list of strings",
-                kind(other)
-            ));
-        }
-    }))
-}
-
-/// White space around a name is no part of it.
-fn label_name(name: &str) -> Result<String, String> {
-    let name = name.trim();
-    if name.is_empty() {
-        return Err("\"label\" is empty".into());
-    }
-    if name.len() > MAX_LABEL_BYTES {
-        return Err(format!(
-            "\"label\" is longer than {MAX_LABEL_BYTES} bytes: \"{}\"",
-            shortened(name)
-        ));
-    }
-    Ok(name.to_owned())
-}
-
-fn logits_of(value: &Value) -> Result<Option<Vec<f32>>, String> {
-    match value {
-        Value::Null => Ok(None),
-        Value::Array(numbers) if (1..=MAX_LABELS).contains(&numbers.len()) => numbers
-            .iter()
-            .map(|number| {
-                number
-                    .as_f64()
-                    .map(|number| number as f32)
-                    .filter(|number| number.is_finite())
-                    .ok_or_else(|| {
-                        "\"teacher_logits\" holds something that is not a finite number".into()
-                    })
-            })
-            .collect::<Result<_, _>>()
-            .map(Some),
-        other => Err(format!(
-            "\"teacher_logits\" is {} instead of a list of 1 to {MAX_LABELS} numbers",
-            kind(other)
-        )),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(list) if list.is_empty() => "an empty list",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// At most 80 characters of something that a message quotes.
-pub(super) fn shortened(text: &str) -> String {
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
