@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::encoder::EncoderError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
     #[error("cannot {action} {path}", path = .path.display())]
@@ -46,6 +48,12 @@ pub enum AdapterError {
     NoLora,
     #[error("{path} exists already and is not empty", path = .0.display())]
     Exists(PathBuf),
+    #[error("{path} has no classification head: is it an encoder that is still to be trained?", path = .0.display())]
+    NoHead(PathBuf),
+    #[error("the adapter does not fit the encoder: {0}")]
+    Mismatch(String),
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
     #[error("a tensor operation failed")]
     Candle(#[from] candle_core::Error),
 }

@@ -14,8 +14,8 @@ const PICKLE: &str = "adapter_model.bin";
 
 /// What PEFT puts before the names of the wrapped model.
 const PEFT_PREFIX: &str = "base_model.model.";
-const LORA_A: &str = ".lora_A.weight";
-const LORA_B: &str = ".lora_B.weight";
+pub(super) const LORA_A: &str = ".lora_A.weight";
+pub(super) const LORA_B: &str = ".lora_B.weight";
 
 /// An adapter in memory, checked as far as it can be without its encoder.
 #[derive(Clone, Debug)]

@@ -1,8 +1,11 @@
 //! PEFT folders in and out, and classifiers made of them.
 //!
 //! An adapter is read and checked here ([`AdapterFolder`]); what its outputs mean stands in
-//! [`TaskConfig`], and [`ProblemType::scores`] turns logits into what a user reads.
+//! [`TaskConfig`], and [`ProblemType::scores`] turns logits into what a user reads. Bound to an
+//! encoder it is a [`Classifier`]; so is a fully fine-tuned folder of `transformers`.
 
+mod bind;
+mod classifier;
 mod config;
 mod error;
 mod files;
@@ -11,6 +14,7 @@ mod problem;
 mod scores;
 mod task;
 
+pub use classifier::{Classifier, write_classifier};
 pub use config::{ALL_LINEAR, AdapterConfig, TargetModules};
 pub use error::AdapterError;
 pub use files::write_folder;

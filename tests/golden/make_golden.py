@@ -167,7 +167,8 @@ def randomize(model, generator):
         elif "relative_attention_bias" in name:
             parameter.data = noise
         else:
-            parameter.data = noise * 1.5 / parameter.shape[-1] ** 0.5
+            width = 3 if "classifier" in name else 1.5
+            parameter.data = noise * width / parameter.shape[-1] ** 0.5
 
 
 def make_model(name, config, seed):
@@ -192,7 +193,17 @@ def make_adapter(name, model_name, options, seed):
     for parameter_name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.data = 0.2 * noise if parameter.dim() == 1 else 0.4 * noise
+            if ".lora_B." in parameter_name:
+                # Updates half as wide as the weights that they are added to.
+                layer = wrapped.get_submodule(parameter_name.split(".lora_B.")[0])
+                noise *= 0.75 / (layer.scaling["default"] * parameter.shape[1] ** 0.5)
+            elif ".lora_A." in parameter_name:
+                noise /= parameter.shape[1] ** 0.5
+            elif parameter.dim() == 2:
+                noise *= 3 / parameter.shape[1] ** 0.5
+            else:
+                noise *= 0.2
+            parameter.data = noise
     wrapped.eval()
     wrapped.peft_config["default"].base_model_name_or_path = model_name
     # The order of a Python set changes from run to run.
@@ -280,13 +291,15 @@ def logits_case(name, model, config, seed, adapter=None):
 
 
 def step(name, model, config, losses, seed):
-    """One step over all sequences of a case as a batch: for each loss its value and the gradient
-    of every weight that trains. Targets are drawn here and stored too.
+    """One step over the sequences of a case as a batch, all but the last (torch never trains the
+    embedding of the padding token): for each loss its value and the gradient of every weight that
+    trains. Targets are drawn here and stored too.
 
     cross_entropy: mean over the batch. kl: T² · KL(teacher ‖ student), both at temperature T,
     summed over classes and averaged over the batch. bce, mse: mean over all outputs.
     """
     made, pad = sequences(config, seed)
+    made = made[:-1]
     batch = inputs(made, pad, config.model_type)
     generator = torch.Generator().manual_seed(seed + 1)
     rows, columns = len(made), config.num_labels

@@ -1,0 +1,139 @@
+//! Adapters and encoders: whose weight goes where.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::folder::{LORA_A, LORA_B};
+use super::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
+use crate::encoder::{Encoder, LinearSpec, LoraModule, TaskWeights};
+
+/// Name of PEFT's `modules_to_save` for BERT's pooler.
+const POOLER: &str = "pooler";
+
+impl AdapterConfig {
+    /// The linears of an encoder that carry LoRA by `target_modules`, in the network's order. None
+    /// where only the stored weights tell ([`super::TargetModules::AsStored`]).
+    pub fn target_linears<'a>(&self, encoder: &'a Encoder) -> Vec<&'a LinearSpec> {
+        let family = encoder.config().family.name();
+        let targeted =
+            |spec: &&LinearSpec| self.targets(&format!("{family}.{}", spec.name)) == Some(true);
+        encoder.linears().iter().filter(targeted).collect()
+    }
+}
+
+impl AdapterFolder {
+    /// Resolves the adapter to the places of an encoder, on the encoder's device.
+    ///
+    /// # Errors
+    /// A module of another family, a linear that the encoder lacks, a linear that
+    /// `target_modules` names and that has no weights, a shape that does not fit, a head without
+    /// one output a label.
+    pub fn bind(&self, encoder: &Encoder) -> Result<TaskWeights, AdapterError> {
+        let parts = self.parts()?;
+        let family = encoder.config().family.name();
+        let mut modules = Vec::with_capacity(parts.lora.len());
+        for (name, pair) in &parts.lora {
+            let short = without_family(name, family).ok_or_else(|| {
+                AdapterError::Mismatch(format!("{name} is not a part of a {family} model"))
+            })?;
+            modules.push(LoraModule {
+                name: short.to_owned(),
+                a: pair.a.to_device(encoder.device())?,
+                b: pair.b.to_device(encoder.device())?,
+                scale: self.config.scale(name),
+            });
+        }
+        for spec in self.config.target_linears(encoder) {
+            if !parts
+                .lora
+                .contains_key(format!("{family}.{}", spec.name).as_str())
+            {
+                return Err(AdapterError::Mismatch(format!(
+                    "target_modules names {}, but the file holds no LoRA weights for it",
+                    spec.name
+                )));
+            }
+        }
+        let mut head = BTreeMap::new();
+        for (name, tensor) in &parts.saved {
+            let short = without_family(name, family).unwrap_or(name);
+            head.insert(short.to_owned(), tensor.to_device(encoder.device())?);
+        }
+        let weights = TaskWeights::new(encoder, modules, head)?;
+        check_labels(&self.task, &weights)?;
+        Ok(weights)
+    }
+
+    /// A folder of trained weights, copied: training may go on.
+    ///
+    /// `head` is named as for [`TaskWeights::new`]. `pooler` joins `modules_to_save` where the head
+    /// has one. The folder stores a scale only through its configuration, so the modules' scales
+    /// must be [`AdapterConfig::scale`].
+    pub fn from_weights(
+        encoder: &Encoder,
+        mut config: AdapterConfig,
+        task: TaskConfig,
+        modules: &[LoraModule],
+        head: &BTreeMap<String, Tensor>,
+    ) -> Result<Self, AdapterError> {
+        let family = encoder.config().family.name();
+        let mut tensors = BTreeMap::new();
+        for module in modules {
+            let name = format!("{family}.{}", module.name);
+            let scale = config.scale(&name);
+            if (scale - module.scale).abs() > 1e-9 * scale {
+                return Err(AdapterError::Mismatch(format!(
+                    "{name} was trained with the scale {}, its configuration gives {scale}",
+                    module.scale
+                )));
+            }
+            tensors.insert(format!("{name}{LORA_A}"), snapshot(&module.a)?);
+            tensors.insert(format!("{name}{LORA_B}"), snapshot(&module.b)?);
+        }
+        for (name, tensor) in head {
+            let name = match name.starts_with("classifier.") {
+                true => name.clone(),
+                false => format!("{family}.{name}"),
+            };
+            tensors.insert(name, snapshot(tensor)?);
+        }
+        let pooler = head.keys().any(|name| name.starts_with("pooler."));
+        if pooler && !config.modules_to_save.iter().any(|saved| saved == POOLER) {
+            config.modules_to_save.push(POOLER.to_owned());
+        }
+        let adapter = Self {
+            config,
+            task,
+            tensors,
+        };
+        adapter.bind(encoder)?;
+        Ok(adapter)
+    }
+}
+
+/// One output a label.
+pub(super) fn check_labels(task: &TaskConfig, weights: &TaskWeights) -> Result<(), AdapterError> {
+    if weights.num_labels() == task.labels.len() {
+        return Ok(());
+    }
+    Err(AdapterError::Mismatch(format!(
+        "the head has {} outputs, config.json names {} labels",
+        weights.num_labels(),
+        task.labels.len()
+    )))
+}
+
+/// `None` where the name does not begin with the family's prefix.
+fn without_family<'a>(name: &'a str, family: &str) -> Option<&'a str> {
+    name.strip_prefix(family)?.strip_prefix('.')
+}
+
+/// A copy on the CPU that later steps of training do not change.
+pub(super) fn snapshot(tensor: &Tensor) -> Result<Tensor, AdapterError> {
+    Ok(tensor
+        .detach()
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .copy()?)
+}

@@ -1,0 +1,155 @@
+//! A classifier that is ready to answer, and fully fine-tuned ones as folders of `transformers`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use serde_json::{Map, Value, json};
+
+use super::bind::{check_labels, snapshot};
+use super::files::{copy_existing, read_json, write_folder, write_json, write_tensors};
+use super::{AdapterError, AdapterFolder, Scores, TaskConfig};
+use crate::encoder::{Encoder, EncoderConfig, Family, Segment, TaskWeights, Weights};
+use crate::text::PackedBatch;
+
+/// Files that make up a tokenizer, whatever its kind.
+const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spm.model",
+    "sentencepiece.bpe.model",
+];
+
+/// An encoder with the weights of one task.
+#[derive(Clone)]
+pub struct Classifier {
+    pub encoder: Arc<Encoder>,
+    pub weights: TaskWeights,
+    pub task: TaskConfig,
+}
+
+impl Classifier {
+    /// An adapter on a shared encoder.
+    pub fn from_adapter(
+        encoder: Arc<Encoder>,
+        adapter: &AdapterFolder,
+    ) -> Result<Self, AdapterError> {
+        Ok(Self {
+            weights: adapter.bind(&encoder)?,
+            task: adapter.task.clone(),
+            encoder,
+        })
+    }
+
+    /// A fully fine-tuned `…ForSequenceClassification` in Hugging Face's layout.
+    pub fn load(dir: &Path, device: &Device) -> Result<Self, AdapterError> {
+        let config = EncoderConfig::read(dir)?;
+        let stored = Weights::read(dir, config.family, device)?;
+        let head = stored.head();
+        if head.is_empty() {
+            return Err(AdapterError::NoHead(dir.to_path_buf()));
+        }
+        let task = TaskConfig::read(dir)?;
+        let encoder = Encoder::new(config, &stored)?;
+        let weights = TaskWeights::new(&encoder, Vec::new(), head)?;
+        check_labels(&task, &weights)?;
+        Ok(Self {
+            encoder: Arc::new(encoder),
+            weights,
+            task,
+        })
+    }
+
+    /// Tokens a sequence is cut to: the task's limit, and never more than the encoder takes.
+    pub fn max_length(&self) -> usize {
+        let limit = self.encoder.config().max_sequence_length();
+        self.task.max_length.min(limit)
+    }
+
+    /// One row of logits a sequence, in order. Runs on the calling thread.
+    pub fn logits(&self, batch: &PackedBatch) -> Result<Vec<Vec<f32>>, AdapterError> {
+        if batch.sequences() == 0 {
+            return Ok(Vec::new());
+        }
+        let segment = Segment {
+            sequences: 0..batch.sequences(),
+            weights: &self.weights,
+        };
+        Ok(self.encoder.logits(batch, &[segment])?)
+    }
+
+    /// What a row of logits means.
+    pub fn scores(&self, logits: &[f32]) -> Scores {
+        self.task.problem_type.scores(logits)
+    }
+}
+
+/// Writes a fully fine-tuned classifier as a folder that [`Classifier::load`] and `transformers`
+/// read, whole or not at all.
+///
+/// `encoder_dir` is the folder of the encoder that training began with: it gives the rest of
+/// `config.json` and the tokenizer. `weights` are all of the model's, head included.
+pub fn write_classifier(
+    dir: &Path,
+    encoder_dir: &Path,
+    task: &TaskConfig,
+    weights: &Weights,
+) -> Result<(), AdapterError> {
+    let family = EncoderConfig::read(encoder_dir)?.family;
+    let config = classifier_config(encoder_dir, family, task)?;
+    let tensors = classifier_tensors(family, weights)?;
+    write_folder(dir, |temporary| {
+        write_json(&temporary.join("config.json"), &config)?;
+        write_tensors(&temporary.join("model.safetensors"), &tensors)?;
+        copy_existing(encoder_dir, temporary, &TOKENIZER_FILES)
+    })
+}
+
+/// The encoder's `config.json` with the fields of the task.
+fn classifier_config(
+    encoder_dir: &Path,
+    family: Family,
+    task: &TaskConfig,
+) -> Result<Map<String, Value>, AdapterError> {
+    let architecture = match family {
+        Family::Bert => "BertForSequenceClassification",
+        Family::Mpnet => "MPNetForSequenceClassification",
+    };
+    let mut config: Map<String, Value> = read_json(
+        &encoder_dir.join("config.json"),
+        "an encoder's folder has one",
+    )?;
+    config.insert("architectures".to_owned(), json!([architecture]));
+    for dtype in ["torch_dtype", "dtype"] {
+        if config.contains_key(dtype) {
+            config.insert(dtype.to_owned(), json!("float32"));
+        }
+    }
+    task.set(&mut config);
+    Ok(config)
+}
+
+/// Copies under the names of `…ForSequenceClassification`.
+fn classifier_tensors(
+    family: Family,
+    weights: &Weights,
+) -> Result<BTreeMap<String, Tensor>, AdapterError> {
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in weights.encoder() {
+        // MPNet's classifier leaves the pooler out that the encoder's folder may have.
+        if family == Family::Mpnet && name.starts_with("pooler.") {
+            continue;
+        }
+        tensors.insert(format!("{}.{name}", family.name()), snapshot(tensor)?);
+    }
+    for (name, tensor) in weights.head() {
+        tensors.insert(name, snapshot(&tensor)?);
+    }
+    Ok(tensors)
+}
