@@ -123,6 +123,11 @@ impl ApiError {
     pub fn problem(&self) -> Problem {
         self.problem
     }
+
+    /// The sentence for the client.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
 }
 
 impl fmt::Display for ApiError {

@@ -1,10 +1,12 @@
 //! The HTTP API: routes by group, errors, limits, access, and the OpenAPI document.
 //!
+//! - [`admin`]: jobs, versions, promotion.
 //! - [`error`]: every way a request can fail.
 //! - [`extract`]: JSON bodies, paths and queries that fail as [`error::ApiError`].
 //! - [`auth`]: who may use the admin routes.
 //! - [`health`]: liveness, readiness, metrics.
 
+pub mod admin;
 pub mod auth;
 pub mod error;
 pub mod extract;

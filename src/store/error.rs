@@ -23,7 +23,7 @@ pub enum StoreError {
     NothingToRollBack(String),
     #[error("there is no job '{0}'")]
     UnknownJob(String),
-    #[error("job '{id}' has already {state}")]
+    #[error("job '{id}' is over already ({state})")]
     JobOver { id: String, state: JobState },
     #[error("the idempotency key '{key}' belongs to job '{job}', which a different request made")]
     KeyReused { key: String, job: String },

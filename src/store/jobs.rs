@@ -123,6 +123,8 @@ pub struct Progress {
     pub eta_seconds: Option<f64>,
 }
 
+const OF_KEY: &str = "SELECT * FROM jobs WHERE idempotency_key = ?";
+
 impl Store {
     /// Queues a job, or finds the one that the same request made before. The same key with
     /// another request is [`StoreError::KeyReused`].
@@ -130,13 +132,12 @@ impl Store {
         check_task_name(&new.task)?;
         let mut transaction = self.write().await?;
         if let Some(key) = &new.idempotency_key {
-            let sql = "SELECT * FROM jobs WHERE idempotency_key = ?";
-            let row = sqlx::query(sql)
+            let row = sqlx::query(OF_KEY)
                 .bind(key)
                 .fetch_optional(&mut *transaction)
                 .await?;
             if let Some(row) = row {
-                return earlier_job(&row, &new);
+                return earlier_job(&row, key, &new.request_digest).map(Created::Existing);
             }
         }
         let sql = "INSERT INTO jobs
@@ -155,13 +156,14 @@ impl Store {
         Ok(Created::New(job))
     }
 
-    /// The job that an idempotency key belongs to.
-    pub async fn job_of_key(&self, key: &str) -> Result<Option<Job>, StoreError> {
-        let sql = "SELECT * FROM jobs WHERE idempotency_key = ?";
-        Ok(sqlx::query_as(sql)
+    /// The job that the same request with the same key made before, if there is one. A key that
+    /// belongs to another request is [`StoreError::KeyReused`].
+    pub async fn repeated_job(&self, key: &str, digest: &str) -> Result<Option<Job>, StoreError> {
+        let row = sqlx::query(OF_KEY)
             .bind(key)
             .fetch_optional(self.pool())
-            .await?)
+            .await?;
+        row.map(|row| earlier_job(&row, key, digest)).transpose()
     }
 
     pub async fn job(&self, id: &str) -> Result<Job, StoreError> {
@@ -311,14 +313,14 @@ pub(super) async fn succeed(
     })
 }
 
-fn earlier_job(row: &SqliteRow, new: &NewJob) -> Result<Created, StoreError> {
+fn earlier_job(row: &SqliteRow, key: &str, digest: &str) -> Result<Job, StoreError> {
     let job = Job::from_row(row)?;
-    let digest: String = row.try_get("request_digest")?;
-    if digest == new.request_digest {
-        return Ok(Created::Existing(job));
+    let earlier: &str = row.try_get("request_digest")?;
+    if earlier == digest {
+        return Ok(job);
     }
     Err(StoreError::KeyReused {
-        key: new.idempotency_key.clone().unwrap_or_default(),
+        key: key.to_owned(),
         job: job.id,
     })
 }

@@ -1,0 +1,102 @@
+//! The routes of `/admin`: distillation jobs and the versions of tasks.
+//!
+//! - [`distill`]: takes a request for a pass, checks it, queues it.
+//! - [`jobs`]: how jobs are doing; cancellation.
+//! - [`versions`]: what there is of a task, promotion, rollback.
+
+mod checks;
+mod distill;
+mod jobs;
+mod places;
+#[cfg(test)]
+mod tests;
+mod upload;
+mod versions;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::extract::DefaultBodyLimit;
+use tokio::sync::Semaphore;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
+use utoipa_axum::routes;
+
+use super::error::{ApiError, Problem};
+use crate::distill::runner::{LiveHook, Runner};
+use crate::store::{Store, StoreError};
+use places::Places;
+
+/// What the admin routes need.
+#[derive(Clone, Debug)]
+pub struct AdminConfig {
+    pub store: Store,
+    pub runner: Runner,
+    /// Called after each promotion and rollback, before the client gets its answer.
+    pub live_hook: LiveHook,
+    /// Canonical folder below which clients may name data and models.
+    pub data_root: Option<PathBuf>,
+    /// Folder of the shipped teacher adapters, one folder each.
+    pub teacher_adapters: Option<PathBuf>,
+    /// Bytes of a request with uploaded files.
+    pub max_upload_bytes: usize,
+}
+
+/// The state of the handlers.
+#[derive(Clone, Debug)]
+struct Admin {
+    store: Store,
+    runner: Runner,
+    live_hook: LiveHook,
+    places: Arc<Places>,
+    /// A data set is read into memory to be checked: one at a time.
+    checks: Arc<Semaphore>,
+}
+
+/// The routes of `/admin`, with their state.
+pub fn routes(config: AdminConfig) -> OpenApiRouter {
+    let upload = DefaultBodyLimit::max(config.max_upload_bytes);
+    let admin = Admin {
+        store: config.store,
+        runner: config.runner,
+        live_hook: config.live_hook,
+        places: Arc::new(Places {
+            data_root: config.data_root,
+            teacher_adapters: config.teacher_adapters,
+        }),
+        checks: Arc::new(Semaphore::new(1)),
+    };
+    OpenApiRouter::new()
+        .routes(routes!(distill::distill).layer(upload))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::show, jobs::cancel))
+        .routes(routes!(versions::list))
+        .routes(routes!(versions::promote))
+        .routes(routes!(versions::rollback))
+        .with_state(admin)
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let problem = match &error {
+            StoreError::BadTaskName(_) => Problem::InvalidBody,
+            StoreError::UnknownTask(_) => Problem::UnknownTask,
+            StoreError::UnknownVersion { .. } => Problem::UnknownVersion,
+            StoreError::UnknownJob(_) => Problem::UnknownJob,
+            StoreError::MissingArtifact { .. }
+            | StoreError::NothingToRollBack(_)
+            | StoreError::JobOver { .. }
+            | StoreError::KeyReused { .. } => Problem::Conflict,
+            StoreError::NotPlainFiles(_) => Problem::Unusable,
+            _ => return Self::internal(error),
+        };
+        problem.with(error.to_string())
+    }
+}
+
+/// Runs `work` to its end even if the client goes away: what has begun to change the state folder
+/// must not stop half-way.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(work).await.map_err(ApiError::internal)?
+}

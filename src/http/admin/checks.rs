@@ -1,0 +1,102 @@
+//! Whether a request can become a version, as far as that can be said before a pass. Blocks.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::adapter::{AdapterFolder, TaskConfig};
+use crate::distill::dataset::{Dataset, KnownTask, Teacher};
+use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
+use crate::http::error::{ApiError, Problem, chain};
+
+/// Larger files are read by the job alone: reading them here would cost the server as much
+/// memory as a pass.
+const MAX_CHECKED_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Checks teacher and data of a spec whose paths have been resolved. `folder` is the job's; its
+/// path is left out of messages.
+pub(super) fn check(spec: &DistillSpec, folder: &Path) -> Result<(), ApiError> {
+    let known = match &spec.teacher {
+        Some(teacher) => known_task(teacher)?,
+        None => None,
+    };
+    if bytes_in_files(spec) > MAX_CHECKED_BYTES {
+        return Ok(());
+    }
+    let teacher = match (&spec.teacher, &known) {
+        (None, _) => Teacher::None,
+        (Some(_), None) => Teacher::Untrained,
+        (Some(_), Some(known)) => Teacher::Trained(known),
+    };
+    match Dataset::load(&spec.data, spec.training.seed, teacher) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let folder = format!("{}/", folder.display());
+            Err(Problem::Unusable.with(chain(&error).replace(&folder, "")))
+        }
+    }
+}
+
+/// The labels that the teacher answers with; `None` if it is fine-tuned first.
+fn known_task(teacher: &TeacherSpec) -> Result<Option<KnownTask>, ApiError> {
+    let unusable = |error: &dyn std::error::Error| {
+        Problem::Unusable.with(format!("the teacher cannot be used: {}", chain(error)))
+    };
+    let adapter = teacher.adapter.as_deref().map(Path::new);
+    let adapter = adapter.map(AdapterFolder::read).transpose();
+    let adapter = adapter.map_err(|error| unusable(&error))?;
+    if teacher.finetune.is_some() {
+        return Ok(None);
+    }
+    let task = match adapter {
+        Some(adapter) => adapter.task,
+        None if is_classifier(&teacher.model) => {
+            TaskConfig::read(Path::new(&teacher.model)).map_err(|error| unusable(&error))?
+        }
+        None => {
+            return Err(Problem::Unusable.with(format!(
+                "the teacher '{}' is an encoder without a classifier: name its `adapter`, or have \
+                 it trained on the labels first with `finetune`",
+                teacher.model
+            )));
+        }
+    };
+    Ok(Some(KnownTask {
+        problem_type: task.problem_type,
+        labels: task.labels,
+    }))
+}
+
+/// Whether a folder in the Hugging Face layout has a classification head.
+fn is_classifier(model: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        architectures: Vec<String>,
+    }
+    let config = std::fs::read(Path::new(model).join("config.json")).ok();
+    let config = config.and_then(|config| serde_json::from_slice::<Config>(&config).ok());
+    config.is_some_and(|config| {
+        let names = config.architectures.iter();
+        names
+            .into_iter()
+            .any(|name| name.ends_with("ForSequenceClassification"))
+    })
+}
+
+fn bytes_in_files(spec: &DistillSpec) -> u64 {
+    let data = &spec.data;
+    let splits = [
+        Some(&data.train),
+        data.validation.as_ref(),
+        data.test.as_ref(),
+    ];
+    splits
+        .into_iter()
+        .flatten()
+        .map(|split| match split {
+            SplitSpec::Path(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
+            SplitSpec::Rows(_) => 0,
+        })
+        .sum()
+}

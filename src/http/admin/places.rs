@@ -1,0 +1,237 @@
+//! What clients may name on this machine: files and folders below the data root, and the shipped
+//! teacher adapters.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
+use crate::http::error::{ApiError, Problem};
+use crate::hub;
+
+#[derive(Debug)]
+pub(super) struct Places {
+    /// Canonical.
+    pub(super) data_root: Option<PathBuf>,
+    pub(super) teacher_adapters: Option<PathBuf>,
+}
+
+impl Places {
+    /// Replaces what the client named by absolute paths without links. Splits in `uploaded` are
+    /// the server's own. Blocks.
+    pub(super) fn resolve(
+        &self,
+        spec: &mut DistillSpec,
+        uploaded: &[&'static str],
+    ) -> Result<(), ApiError> {
+        let data = &mut spec.data;
+        let splits = [
+            ("train", Some(&mut data.train)),
+            ("validation", data.validation.as_mut()),
+            ("test", data.test.as_mut()),
+        ];
+        for (name, split) in splits {
+            if let Some(SplitSpec::Path(path)) = split
+                && !uploaded.contains(&name)
+            {
+                *path = self.below_root(&format!("data.{name}.path"), path)?;
+                if !path.is_file() {
+                    return Err(Problem::Unusable.with(format!("data.{name}.path is not a file")));
+                }
+            }
+        }
+        match &mut spec.teacher {
+            Some(teacher) => self.resolve_teacher(teacher),
+            None => Ok(()),
+        }
+    }
+
+    fn resolve_teacher(&self, teacher: &mut TeacherSpec) -> Result<(), ApiError> {
+        if hub::catalog::find(&teacher.model).is_none() {
+            let names: Vec<_> = hub::entries().iter().map(|entry| &*entry.name).collect();
+            let path = self
+                .below_root("teacher.model", Path::new(&teacher.model))
+                .map_err(|error| {
+                    unknown("teacher.model", &teacher.model, "encoder", &names, &error)
+                })?;
+            let path = text(path)?;
+            // Names its missing files.
+            hub::resolve(&path, Path::new(""))
+                .map_err(|error| Problem::Unusable.with(error.to_string()))?;
+            teacher.model = path;
+        }
+        if let Some(adapter) = &mut teacher.adapter {
+            *adapter = text(self.adapter(adapter)?)?;
+        }
+        Ok(())
+    }
+
+    fn adapter(&self, name: &str) -> Result<PathBuf, ApiError> {
+        let shipped = self.shipped_adapters();
+        if let Some(path) = shipped.iter().find(|path| file_name(path) == name) {
+            return Ok(path.clone());
+        }
+        let names: Vec<_> = shipped.iter().map(|path| file_name(path)).collect();
+        self.below_root("teacher.adapter", Path::new(name))
+            .map_err(|error| unknown("teacher.adapter", name, "shipped adapter", &names, &error))
+    }
+
+    /// Folders of the shipped teacher adapters, sorted.
+    fn shipped_adapters(&self) -> Vec<PathBuf> {
+        let Some(folder) = &self.teacher_adapters else {
+            return Vec::new();
+        };
+        let Ok(entries) = fs::read_dir(folder) else {
+            return Vec::new();
+        };
+        let folders = entries.flatten().map(|entry| entry.path());
+        let mut folders: Vec<_> = folders
+            .filter(|path| path.join("adapter_config.json").is_file())
+            .collect();
+        folders.sort();
+        folders
+    }
+
+    /// The canonical form of a path that the client gave, which must lie below the data root with
+    /// all links followed. Whether something outside exists is not told.
+    fn below_root(&self, field: &str, path: &Path) -> Result<PathBuf, ApiError> {
+        let Some(root) = &self.data_root else {
+            return Err(Problem::Unusable.with(format!(
+                "{field} names a path, but this server has no data root; start it with \
+                 --data-root, or send the data in the request"
+            )));
+        };
+        let outside = || {
+            Problem::Unusable.with(format!(
+                "{field}: there is no {} below the data root",
+                path.display()
+            ))
+        };
+        let climbs = path.components().any(|part| part == Component::ParentDir);
+        let joined = root.join(path);
+        if climbs || !joined.starts_with(root) {
+            return Err(outside());
+        }
+        let canonical = joined.canonicalize().map_err(|_| outside())?;
+        if canonical.starts_with(root) {
+            Ok(canonical)
+        } else {
+            Err(outside())
+        }
+    }
+}
+
+/// Neither a known name nor a usable path.
+fn unknown(
+    field: &str,
+    given: &str,
+    what: &str,
+    names: &[&str],
+    path_error: &ApiError,
+) -> ApiError {
+    let names = if names.is_empty() {
+        "there are none".to_owned()
+    } else {
+        format!("they are: {}", names.join(", "))
+    };
+    Problem::Unusable.with(format!(
+        "{field}: '{given}' is not the name of a {what} ({names}), nor a folder: {}",
+        path_error.detail()
+    ))
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+}
+
+/// A path for a field of text.
+fn text(path: PathBuf) -> Result<String, ApiError> {
+    path.into_os_string().into_string().map_err(|path| {
+        let path = path.to_string_lossy();
+        Problem::Unusable.with(format!("the path {path} is not UTF-8"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(root: &Path) -> Places {
+        Places {
+            data_root: Some(root.canonicalize().unwrap()),
+            teacher_adapters: None,
+        }
+    }
+
+    #[test]
+    fn only_what_lies_below_the_data_root_can_be_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        fs::create_dir_all(root.join("inside")).unwrap();
+        fs::write(root.join("inside/rows.jsonl"), "").unwrap();
+        fs::write(folder.path().join("secret"), "").unwrap();
+        std::os::unix::fs::symlink("../secret", root.join("link")).unwrap();
+        std::os::unix::fs::symlink("inside", root.join("alias")).unwrap();
+        let places = places(&root);
+        let real = root.canonicalize().unwrap().join("inside/rows.jsonl");
+        let absolute = real.to_str().unwrap().to_owned();
+        for good in ["inside/rows.jsonl", "alias/rows.jsonl", &absolute] {
+            let found = places.below_root("path", Path::new(good)).unwrap();
+            assert_eq!(found, real, "{good}");
+        }
+        let secret = folder.path().join("secret");
+        for bad in [
+            "../secret",
+            "inside/../../secret",
+            "link",
+            "missing",
+            "/etc/passwd",
+            secret.to_str().unwrap(),
+        ] {
+            let error = places.below_root("path", Path::new(bad)).unwrap_err();
+            assert_eq!(error.problem(), Problem::Unusable, "{bad}");
+        }
+    }
+
+    #[test]
+    fn without_a_data_root_no_path_can_be_named() {
+        let places = Places {
+            data_root: None,
+            teacher_adapters: None,
+        };
+        let error = places.below_root("data.train.path", Path::new("x"));
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("--data-root"), "{message}");
+    }
+
+    #[test]
+    fn an_unknown_teacher_is_answered_with_the_known_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let shipped = folder.path().join("shipped/movie-sentiment-teacher");
+        fs::create_dir_all(&shipped).unwrap();
+        fs::write(shipped.join("adapter_config.json"), "{}").unwrap();
+        let places = Places {
+            teacher_adapters: Some(folder.path().join("shipped")),
+            ..places(folder.path())
+        };
+        let teacher = |model: &str, adapter: &str| TeacherSpec {
+            model: model.into(),
+            adapter: Some(adapter.into()),
+            finetune: None,
+        };
+        let mut good = teacher("mpnet-base", "movie-sentiment-teacher");
+        places.resolve_teacher(&mut good).unwrap();
+        assert_eq!(good.adapter.as_deref(), shipped.to_str());
+
+        let mut bad = teacher("gpt-5", "movie-sentiment-teacher");
+        let message = places.resolve_teacher(&mut bad).unwrap_err().to_string();
+        assert!(message.contains("minilm-l6, mpnet-base"), "{message}");
+        let mut bad = teacher("mpnet-base", "movies");
+        let message = places.resolve_teacher(&mut bad).unwrap_err().to_string();
+        assert!(
+            message.contains("they are: movie-sentiment-teacher"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,206 @@
+//! The body of `POST /admin/distill`, as JSON or as a form with files, taken in.
+
+use std::path::{Path, PathBuf};
+
+use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Request};
+use axum::http::{StatusCode, header};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::fs::{self, File};
+use tokio::io::AsyncWriteExt;
+
+use crate::http::error::{ApiError, Problem};
+use crate::http::extract::Json;
+
+/// A JSON body is held in memory, several times its size; larger data come as files.
+pub(super) const MAX_JSON_BYTES: usize = 32 * 1024 * 1024;
+
+/// Endings of the data files that can be read.
+const ENDINGS: [&str; 5] = ["jsonl", "ndjson", "json", "csv", "tsv"];
+
+/// What a request has brought.
+#[derive(Debug)]
+pub(super) struct Upload {
+    /// The spec as it was sent, with the paths of uploaded files put in.
+    pub(super) spec: Value,
+    /// Splits whose files were uploaded.
+    pub(super) splits: Vec<&'static str>,
+    /// SHA-256 of all that was sent, whatever the names of temporary files.
+    pub(super) digest: String,
+}
+
+/// Reads the body; files go to `folder`, which is made for them.
+pub(super) async fn receive(mut request: Request, folder: &Path) -> Result<Upload, ApiError> {
+    if is_form(&request) {
+        let form = Multipart::from_request(request, &())
+            .await
+            .map_err(|error| Problem::InvalidBody.with(error.body_text()))?;
+        return receive_form(form, folder).await;
+    }
+    DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
+    let body = Json::<Value>::from_request(request, &()).await;
+    let Json(spec) = body.map_err(|error| match error.problem() {
+        Problem::TooLarge => Problem::TooLarge.with(format!(
+            "a JSON body may have {} MiB; upload larger data as files (multipart/form-data), or \
+             name files below the data root",
+            MAX_JSON_BYTES >> 20
+        )),
+        Problem::UnsupportedMediaType => Problem::UnsupportedMediaType.with(
+            "send the request as application/json, or as multipart/form-data with a part `spec` \
+             and files `train`, `validation`, `test`",
+        ),
+        _ => error,
+    })?;
+    let mut digest = Sha256::new();
+    digest.update(spec.to_string());
+    Ok(Upload {
+        spec,
+        splits: Vec::new(),
+        digest: hex(digest),
+    })
+}
+
+fn is_form(request: &Request) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    kind.and_then(|kind| kind.to_str().ok())
+        .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("multipart/form-data"))
+}
+
+struct ReceivedFile {
+    split: &'static str,
+    path: PathBuf,
+    digest: String,
+}
+
+async fn receive_form(mut form: Multipart, folder: &Path) -> Result<Upload, ApiError> {
+    let mut spec = None;
+    let mut files: Vec<ReceivedFile> = Vec::new();
+    while let Some(field) = form.next_field().await.map_err(form_error)? {
+        let name = field.name().unwrap_or_default().to_owned();
+        let split = ["train", "validation", "test"]
+            .into_iter()
+            .find(|split| *split == name);
+        let twice =
+            spec.is_some() && name == "spec" || files.iter().any(|file| Some(file.split) == split);
+        if twice {
+            return Err(invalid(format!("the form has two parts `{name}`")));
+        }
+        match split {
+            Some(split) => files.push(receive_file(field, split, folder).await?),
+            None if name == "spec" => spec = Some(receive_spec(field).await?),
+            None => {
+                return Err(invalid(format!(
+                    "the form has a part `{name}`; its parts are `spec` (JSON) and the files \
+                     `train`, `validation`, `test`"
+                )));
+            }
+        }
+    }
+    let spec =
+        spec.ok_or_else(|| invalid("the form has no part `spec` with the request as JSON"))?;
+    assemble(spec, files)
+}
+
+async fn receive_spec(mut field: Field<'_>) -> Result<Value, ApiError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = field.chunk().await.map_err(form_error)? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MAX_JSON_BYTES {
+            let most = MAX_JSON_BYTES >> 20;
+            return Err(Problem::TooLarge.with(format!("the part `spec` may have {most} MiB")));
+        }
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Problem::NotJson.with(format!("the part `spec`: {error}")))
+}
+
+/// Streams a part to `folder/{split}.{ending}`, and flushes it to the disk.
+async fn receive_file(
+    mut field: Field<'_>,
+    split: &'static str,
+    folder: &Path,
+) -> Result<ReceivedFile, ApiError> {
+    let ending = ending_of(&field, split)?;
+    let path = folder.join(format!("{split}.{ending}"));
+    fs::create_dir_all(folder)
+        .await
+        .map_err(ApiError::internal)?;
+    let mut file = File::create(&path).await.map_err(ApiError::internal)?;
+    let mut digest = Sha256::new();
+    while let Some(chunk) = field.chunk().await.map_err(form_error)? {
+        digest.update(&chunk);
+        file.write_all(&chunk).await.map_err(ApiError::internal)?;
+    }
+    file.flush().await.map_err(ApiError::internal)?;
+    file.sync_all().await.map_err(ApiError::internal)?;
+    Ok(ReceivedFile {
+        split,
+        path,
+        digest: hex(digest),
+    })
+}
+
+/// The format is told by the name that the file has at the client.
+fn ending_of(field: &Field<'_>, split: &str) -> Result<&'static str, ApiError> {
+    let name = field.file_name().unwrap_or_default().to_lowercase();
+    ENDINGS
+        .into_iter()
+        .find(|ending| name.ends_with(&format!(".{ending}")))
+        .ok_or_else(|| {
+            invalid(format!(
+                "the part `{split}` must be a file whose name ends in .{}, so that its format is \
+                 known (with curl: -F {split}=@rows.jsonl)",
+                ENDINGS.join(", .")
+            ))
+        })
+}
+
+/// Puts the files' paths into the spec.
+fn assemble(mut spec: Value, files: Vec<ReceivedFile>) -> Result<Upload, ApiError> {
+    let mut digest = Sha256::new();
+    digest.update(spec.to_string());
+    for file in &files {
+        digest.update(format!("\n{} {}", file.split, file.digest));
+    }
+    let fields = spec
+        .as_object_mut()
+        .ok_or_else(|| invalid("the part `spec` must be a JSON object"))?;
+    let data = fields.entry("data").or_insert_with(|| json!({}));
+    let data = data
+        .as_object_mut()
+        .ok_or_else(|| invalid("`data` in the part `spec` must be a JSON object"))?;
+    for file in &files {
+        let path = json!({ "path": file.path });
+        if data.insert(file.split.to_owned(), path).is_some() {
+            let split = file.split;
+            return Err(invalid(format!(
+                "the {split} rows come twice: in the part `spec` and in the part `{split}`"
+            )));
+        }
+    }
+    Ok(Upload {
+        splits: files.iter().map(|file| file.split).collect(),
+        digest: hex(digest),
+        spec,
+    })
+}
+
+fn form_error(error: MultipartError) -> ApiError {
+    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        return Problem::TooLarge.with(
+            "the files are larger than --max-upload allows; put them below the data root and name \
+             their paths instead",
+        );
+    }
+    Problem::InvalidBody.with(format!("the form cannot be read: {}", error.body_text()))
+}
+
+fn invalid(detail: impl Into<String>) -> ApiError {
+    Problem::InvalidBody.with(detail)
+}
+
+fn hex(digest: Sha256) -> String {
+    let digest = digest.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,134 @@
+//! The versions of a task, and which of them answers.
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Admin, to_the_end};
+use crate::http::error::{ApiError, Problem, problem_set};
+use crate::http::extract::{Json, Path, Query};
+use crate::store::{Change, Version};
+
+/// Longest reason that is kept, in characters.
+const MAX_REASON: usize = 1_000;
+
+/// Versions of a task, oldest first, and every change of the live one.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Versions {
+    task: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<u64>,
+    versions: Vec<Version>,
+    history: Vec<Change>,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Promotion {
+    version: u64,
+    /// For the history.
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Why {
+    /// For the history.
+    reason: Option<String>,
+}
+
+problem_set!(ListErrors: Unauthorized, Forbidden, UnknownTask, Internal);
+problem_set!(
+    PromoteErrors: NotJson, InvalidBody, UnsupportedMediaType, Unauthorized, Forbidden,
+    UnknownVersion, Conflict, Unusable, Internal
+);
+problem_set!(
+    RollbackErrors: InvalidParameter, Unauthorized, Forbidden, UnknownTask, Conflict, Unusable,
+    Internal
+);
+
+/// All versions of a task with their reports.
+#[utoipa::path(
+    get, path = "/admin/tasks/{task}/versions", tag = "admin", operation_id = "list_versions",
+    params(("task" = String, Path)),
+    responses((status = 200, body = Versions), ListErrors)
+)]
+pub(super) async fn list(
+    State(admin): State<Admin>,
+    Path(task): Path<String>,
+) -> Result<Json<Versions>, ApiError> {
+    let versions = admin.store.versions(&task).await?;
+    let live = versions.iter().find(|version| version.live);
+    Ok(Json(Versions {
+        live: live.map(|version| version.version),
+        history: admin.store.history(&task).await?,
+        versions,
+        task,
+    }))
+}
+
+/// Make a version live. Requests that have begun end with the version they began with.
+#[utoipa::path(
+    post, path = "/admin/tasks/{task}/promote", tag = "admin", operation_id = "promote",
+    params(("task" = String, Path)),
+    request_body = Promotion,
+    responses((status = 200, body = Version), PromoteErrors)
+)]
+pub(super) async fn promote(
+    State(admin): State<Admin>,
+    Path(task): Path<String>,
+    Json(promotion): Json<Promotion>,
+) -> Result<Json<Version>, ApiError> {
+    let reason = reason(promotion.reason, "promoted by hand", Problem::InvalidBody)?;
+    to_the_end(async move {
+        let version = promotion.version;
+        let live = admin
+            .store
+            .promote(&task, version, "admin", &reason)
+            .await?;
+        admin.apply(live).await
+    })
+    .await
+}
+
+/// Go back to the version that was live before.
+#[utoipa::path(
+    post, path = "/admin/tasks/{task}/rollback", tag = "admin", operation_id = "rollback",
+    params(("task" = String, Path), Why),
+    responses((status = 200, body = Version), RollbackErrors)
+)]
+pub(super) async fn rollback(
+    State(admin): State<Admin>,
+    Path(task): Path<String>,
+    Query(why): Query<Why>,
+) -> Result<Json<Version>, ApiError> {
+    let reason = reason(why.reason, "rolled back by hand", Problem::InvalidParameter)?;
+    to_the_end(async move {
+        let live = admin.store.rollback(&task, "admin", &reason).await?;
+        admin.apply(live).await
+    })
+    .await
+}
+
+impl Admin {
+    async fn apply(&self, version: Version) -> Result<Json<Version>, ApiError> {
+        match self.live_hook.apply(&self.store, version.clone()).await {
+            Ok(()) => Ok(Json(version)),
+            Err(error) => Err(Problem::Unusable.with(format!(
+                "version {} of task '{}' could not be taken into service, so nothing has changed: \
+                 {error}",
+                version.version, version.task
+            ))),
+        }
+    }
+}
+
+fn reason(given: Option<String>, default: &str, problem: Problem) -> Result<String, ApiError> {
+    match given {
+        None => Ok(default.to_owned()),
+        Some(reason) if reason.chars().count() <= MAX_REASON => Ok(reason),
+        Some(_) => Err(problem.with(format!("reason may have {MAX_REASON} characters at most"))),
+    }
+}
