@@ -251,7 +251,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::http::error::chain;
+    use crate::telemetry::chain;
 
     #[derive(Parser)]
     struct Line {

@@ -8,6 +8,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use crate::telemetry::chain;
 use utoipa::openapi::response::Response as OpenApiResponse;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 
@@ -138,22 +140,6 @@ impl fmt::Display for ApiError {
 
 impl std::error::Error for ApiError {}
 
-/// An error and its causes in one line: `outer: inner: innermost`.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Some errors repeat their cause in their own text.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// The body of every failed request (RFC 9457, section 3).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProblemDetails {
@@ -265,16 +251,5 @@ mod tests {
                 .into_response();
             assert_eq!(response.headers()[header::RETRY_AFTER], expected);
         }
-    }
-
-    #[test]
-    fn chain_names_each_cause_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("inner")]
-        struct Inner;
-        #[derive(Debug, thiserror::Error)]
-        #[error("outer")]
-        struct Outer(#[source] Inner);
-        assert_eq!(chain(&Outer(Inner)), "outer: inner");
     }
 }

@@ -1,46 +1,372 @@
 //! The Prometheus registry and everything in it.
 
-use prometheus::{IntGauge, Registry, TextEncoder};
+use std::time::Duration;
 
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+use super::gpu::Gpus;
 use super::memory;
+use super::request::RequestGuard;
+
+/// Seconds: a short text takes about a millisecond on a CPU core.
+const SECONDS: [f64; 14] = [
+    0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 4.0, 16.0,
+];
+const BATCH_SEQUENCES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+const BATCH_TOKENS: [f64; 10] = [
+    8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0,
+];
 
 /// All metrics of a server. Each has a registry of its own, so that tests can run several servers
 /// in one process.
+///
+/// The label `task` only ever holds names of tasks that exist, so that no client can make series.
 pub struct Metrics {
     registry: Registry,
+    pub(super) requests: IntCounterVec,
+    pub(super) request_seconds: HistogramVec,
+    pub(super) tokenize_seconds: HistogramVec,
+    pub(super) queue_seconds: HistogramVec,
+    pub(super) compute_seconds: HistogramVec,
+    pub(super) in_flight: IntGauge,
+    queue_depth: IntGauge,
+    batch_sequences: Histogram,
+    batch_tokens: Histogram,
+    batch_seconds: Histogram,
+    live_version: IntGaugeVec,
+    latency: GaugeVec,
+    speed_up: GaugeVec,
+    adapters: IntGauge,
+    adapter_bytes: IntGauge,
+    jobs: IntGaugeVec,
+    training_loss: Gauge,
+    training_tokens_per_second: Gauge,
     process_resident: IntGauge,
     process_peak: IntGauge,
+    gpu_total: IntGaugeVec,
+    gpu_used: IntGaugeVec,
+    gpu_own: IntGaugeVec,
+    gpus: Gpus,
+}
+
+/// Latency of one text alone (batch 1), as the live version's report gives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MeasuredLatency {
+    pub student_p50: Option<Duration>,
+    pub teacher_p50: Option<Duration>,
+    /// Teacher's latency over the student's.
+    pub speed_up: Option<f64>,
 }
 
 impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
+        let r = Registry::new();
+        let by_task = |name, help| seconds(&r, name, help);
         Ok(Self {
+            requests: register(
+                &r,
+                IntCounterVec::new(
+                    Opts::new(
+                        "kdlora_requests_total",
+                        "Classification requests by task and outcome.",
+                    ),
+                    &["task", "outcome"],
+                )?,
+            )?,
+            request_seconds: by_task(
+                "kdlora_request_seconds",
+                "Time from the head of a request to its answer.",
+            )?,
+            tokenize_seconds: by_task(
+                "kdlora_tokenize_seconds",
+                "Time in the tokenizer, with the wait for it.",
+            )?,
+            queue_seconds: by_task(
+                "kdlora_queue_seconds",
+                "Time from tokens to the start of the first batch.",
+            )?,
+            compute_seconds: by_task(
+                "kdlora_compute_seconds",
+                "Time from the start of a request's first batch to the end of its last.",
+            )?,
+            in_flight: gauge(&r, "kdlora_in_flight_requests", "Requests in the server.")?,
+            queue_depth: gauge(&r, "kdlora_queue_sequences", "Sequences that wait.")?,
+            batch_sequences: histogram(
+                &r,
+                "kdlora_batch_sequences",
+                "Sequences in a batch.",
+                &BATCH_SEQUENCES,
+            )?,
+            batch_tokens: histogram(
+                &r,
+                "kdlora_batch_tokens",
+                "Tokens in a batch.",
+                &BATCH_TOKENS,
+            )?,
+            batch_seconds: histogram(
+                &r,
+                "kdlora_batch_seconds",
+                "Forward pass of a batch.",
+                &SECONDS,
+            )?,
+            live_version: gauges(
+                &r,
+                "kdlora_live_version",
+                "Version that answers for the task.",
+                &["task"],
+            )?,
+            latency: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new(
+                        "kdlora_measured_latency_p50_seconds",
+                        "Median latency of one text, as the live version's report gives it.",
+                    ),
+                    &["task", "model"],
+                )?,
+            )?,
+            speed_up: register(
+                &r,
+                GaugeVec::new(
+                    Opts::new(
+                        "kdlora_measured_speed_up",
+                        "The teacher's latency over the student's, as the live version's report gives it.",
+                    ),
+                    &["task"],
+                )?,
+            )?,
+            adapters: gauge(&r, "kdlora_adapters", "Adapters in memory.")?,
+            adapter_bytes: gauge(
+                &r,
+                "kdlora_adapter_memory_bytes",
+                "Memory of the adapters.",
+            )?,
+            jobs: gauges(&r, "kdlora_jobs", "Distillation jobs by state.", &["state"])?,
+            training_loss: float(
+                &r,
+                "kdlora_training_loss",
+                "Loss of the running job; NaN where none trains.",
+            )?,
+            training_tokens_per_second: float(
+                &r,
+                "kdlora_training_tokens_per_second",
+                "Speed of the running job; 0 where none runs.",
+            )?,
             process_resident: gauge(
+                &r,
                 "kdlora_process_resident_memory_bytes",
                 "Resident memory of the server process.",
             )?,
             process_peak: gauge(
+                &r,
                 "kdlora_process_peak_resident_memory_bytes",
                 "Highest resident memory of the server process so far.",
             )?,
-            registry,
-        })
+            gpu_total: gauges(
+                &r,
+                "kdlora_gpu_memory_total_bytes",
+                "Memory of the GPU.",
+                &["gpu"],
+            )?,
+            gpu_used: gauges(
+                &r,
+                "kdlora_gpu_memory_used_bytes",
+                "Memory of the GPU that is used, by any process.",
+                &["gpu"],
+            )?,
+            gpu_own: gauges(
+                &r,
+                "kdlora_gpu_memory_process_bytes",
+                "Memory of the GPU that this process uses.",
+                &["gpu"],
+            )?,
+            gpus: Gpus::find(),
+            registry: r,
+        }
+        .quiet())
+    }
+
+    /// No job trains at first.
+    fn quiet(self) -> Self {
+        self.training(None, None);
+        self
+    }
+
+    /// A classification request has come for `task`, which must be the name of a known one.
+    pub fn request(&self, task: &str) -> RequestGuard<'_> {
+        RequestGuard::new(self, task)
+    }
+
+    /// Sequences that wait in the queue.
+    pub fn queue_depth(&self, sequences: usize) {
+        self.queue_depth.set(to_i64(sequences));
+    }
+
+    /// A batch has been computed.
+    pub fn batch(&self, sequences: usize, tokens: usize, took: Duration) {
+        self.batch_sequences.observe(sequences as f64);
+        self.batch_tokens.observe(tokens as f64);
+        self.batch_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A version has gone live.
+    pub fn task_live(&self, task: &str, version: u64, measured: MeasuredLatency) {
+        self.live_version
+            .with_label_values(&[task])
+            .set(i64::try_from(version).unwrap_or(i64::MAX));
+        let models = [
+            ("student", measured.student_p50),
+            ("teacher", measured.teacher_p50),
+        ];
+        for (model, p50) in models {
+            let labels = [task, model];
+            match p50 {
+                Some(p50) => self
+                    .latency
+                    .with_label_values(&labels)
+                    .set(p50.as_secs_f64()),
+                // The version before may have had a figure.
+                None => drop(self.latency.remove_label_values(&labels)),
+            }
+        }
+        match measured.speed_up {
+            Some(factor) => self.speed_up.with_label_values(&[task]).set(factor),
+            None => drop(self.speed_up.remove_label_values(&[task])),
+        }
+    }
+
+    /// Adapters in memory, and their bytes.
+    pub fn adapters(&self, count: usize, bytes: u64) {
+        self.adapters.set(to_i64(count));
+        self.adapter_bytes
+            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Number of jobs in one state.
+    pub fn jobs(&self, state: &str, count: u64) {
+        self.jobs
+            .with_label_values(&[state])
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Progress of the running job; both `None` when it has ended.
+    pub fn training(&self, loss: Option<f64>, tokens_per_second: Option<f64>) {
+        self.training_loss.set(loss.unwrap_or(f64::NAN));
+        self.training_tokens_per_second
+            .set(tokens_per_second.unwrap_or(0.0));
     }
 
     /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         if let Some(bytes) = memory::resident_bytes() {
-            self.process_resident.set(bytes as i64);
+            self.process_resident
+                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
         if let Some(bytes) = memory::peak_resident_bytes() {
-            self.process_peak.set(bytes as i64);
+            self.process_peak
+                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        for gpu in self.gpus.memory() {
+            let index = gpu.index.to_string();
+            for (gauges, bytes) in [
+                (&self.gpu_total, gpu.total),
+                (&self.gpu_used, gpu.used),
+                (&self.gpu_own, gpu.own),
+            ] {
+                gauges
+                    .with_label_values(&[&index])
+                    .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            }
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+fn to_i64(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: C,
+) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    register(registry, IntGauge::new(name, help)?)
+}
+
+fn float(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    register(registry, Gauge::new(name, help)?)
+}
+
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> Result<IntGaugeVec, prometheus::Error> {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> Result<Histogram, prometheus::Error> {
+    let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+    register(registry, Histogram::with_opts(opts)?)
+}
+
+fn seconds(registry: &Registry, name: &str, help: &str) -> Result<HistogramVec, prometheus::Error> {
+    let opts = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    register(registry, HistogramVec::new(opts, &["task"])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_without_figures_takes_the_old_ones_away() {
+        let metrics = Metrics::new().expect("metrics");
+        let measured = MeasuredLatency {
+            student_p50: Some(Duration::from_millis(2)),
+            teacher_p50: Some(Duration::from_millis(9)),
+            speed_up: Some(4.5),
+        };
+        metrics.task_live("mood", 1, measured);
+        let text = metrics.render().expect("text");
+        assert!(text.contains(
+            "kdlora_measured_latency_p50_seconds{model=\"student\",task=\"mood\"} 0.002"
+        ));
+        assert!(text.contains("kdlora_measured_speed_up{task=\"mood\"} 4.5"));
+        metrics.task_live("mood", 2, MeasuredLatency::default());
+        let text = metrics.render().expect("text");
+        assert!(text.contains("kdlora_live_version{task=\"mood\"} 2"));
+        assert!(
+            !text.contains("speed_up{") && !text.contains("p50_seconds{"),
+            "{text}"
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn process_memory_is_told() {
+        let text = Metrics::new()
+            .and_then(|metrics| metrics.render())
+            .expect("text");
+        let resident = text
+            .lines()
+            .find_map(|line| line.strip_prefix("kdlora_process_resident_memory_bytes "))
+            .and_then(|bytes| bytes.parse::<u64>().ok());
+        assert!(resident.is_some_and(|bytes| bytes > 100_000), "{text}");
     }
 }
