@@ -1,1 +1,236 @@
-//! Admission, queue, batcher, workers, and the table of live tasks.
+//! From a request to its logits: admission, tokenizer pool, queue, batcher, workers; and the table
+//! of live tasks.
+//!
+//! ```text
+//! classify ─ admission ─ tokenizer pool ─ queue ─ worker(s) ─ answer
+//!            permits      own threads     fair     each a whole
+//!            by sequence                  by tokens  batch at a time
+//! ```
+//!
+//! A request that is dropped (its client has gone) or whose deadline passes leaves the queue at
+//! once and is not computed.
+
+mod fair;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod model;
+mod publisher;
+mod queue;
+mod tasks;
+#[cfg(test)]
+mod tests;
+mod tokenizing;
+mod worker;
+
+pub use model::{Model, ModelError, TaskSegment};
+pub use publisher::{PublishError, Publisher, Student};
+pub use tasks::{LiveTask, TaskTable};
+pub use tokenizing::Tokenize;
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::{Instant, timeout_at};
+
+use crate::telemetry::Metrics;
+use crate::text::{Input, TokenizerError};
+use queue::{Computed, Item, Pending, Queue};
+use tokenizing::TokenizerPool;
+
+/// How the engine is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Threads that compute, each a whole batch of its own.
+    pub workers: usize,
+    pub tokenizer_threads: usize,
+    /// Most tokens in one batch.
+    pub max_batch_tokens: usize,
+    /// Most sequences in the engine at a time.
+    pub max_queue: usize,
+}
+
+/// Texts to classify with one version of a task.
+pub struct Request {
+    pub task: Arc<LiveTask>,
+    pub inputs: Vec<Input>,
+    /// Cut inputs that are too long; if false they are an error.
+    pub truncate: bool,
+    /// The answer is worth nothing after this.
+    pub deadline: Instant,
+}
+
+/// Rows of logits of a request.
+#[derive(Debug)]
+pub struct Answer {
+    /// `[inputs][labels]`
+    pub logits: Vec<Vec<f32>>,
+    /// Tokens of all inputs, special tokens included.
+    pub tokens: usize,
+    pub timings: Timings,
+}
+
+/// Where the time of a request went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Includes the wait for a tokenizer thread.
+    pub tokenize: Duration,
+    /// From entering the queue to the start of the first batch.
+    pub queue: Duration,
+    /// From there to the end of the last batch.
+    pub compute: Duration,
+}
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ServingError {
+    #[error("the queue is full")]
+    Full,
+    #[error("the server is stopping")]
+    Stopping,
+    #[error("input {index} can't be tokenised")]
+    Tokenize {
+        /// Place of the input in the request.
+        index: usize,
+        #[source]
+        error: TokenizerError,
+    },
+    #[error("the deadline has passed")]
+    Deadline,
+    /// The log has the reason.
+    #[error("the model failed")]
+    Failed,
+}
+
+/// The engine. Its threads end when it is dropped and what is queued is done.
+pub struct Serving {
+    admission: Arc<Semaphore>,
+    tokenizers: TokenizerPool,
+    queue: Arc<Queue>,
+}
+
+impl Serving {
+    /// Starts the threads.
+    pub fn start(
+        model: Arc<dyn Model>,
+        tokenizer: Arc<dyn Tokenize>,
+        options: Options,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
+        let queue = Arc::new(Queue::new(options.max_batch_tokens, Arc::clone(&metrics)));
+        let serving = Self {
+            admission: Arc::new(Semaphore::new(options.max_queue)),
+            tokenizers: TokenizerPool::start(tokenizer, options.tokenizer_threads)?,
+            queue: Arc::clone(&queue),
+        };
+        for i in 0..options.workers {
+            let (model, queue) = (Arc::clone(&model), Arc::clone(&queue));
+            let metrics = Arc::clone(&metrics);
+            thread::Builder::new()
+                .name(format!("worker-{i}"))
+                .spawn(move || worker::work(&*model, &queue, &metrics))?;
+        }
+        Ok(serving)
+    }
+
+    /// Classifies the inputs. Dropping the future takes the request out of the queue.
+    pub async fn classify(&self, request: Request) -> Result<Answer, ServingError> {
+        let permit = self.admit(request.inputs.len())?;
+        timeout_at(request.deadline, self.answer(request, permit))
+            .await
+            .unwrap_or(Err(ServingError::Deadline))
+    }
+
+    /// Lets no more requests in; those that are in are answered.
+    pub fn stop_admission(&self) {
+        self.admission.close();
+    }
+
+    /// Permits for all sequences of a request or none, without waiting: a client that is told at
+    /// once can go elsewhere.
+    fn admit(&self, sequences: usize) -> Result<OwnedSemaphorePermit, ServingError> {
+        let sequences = u32::try_from(sequences).map_err(|_| ServingError::Full)?;
+        Arc::clone(&self.admission)
+            .try_acquire_many_owned(sequences)
+            .map_err(|error| match error {
+                TryAcquireError::NoPermits => ServingError::Full,
+                TryAcquireError::Closed => ServingError::Stopping,
+            })
+    }
+
+    async fn answer(
+        &self,
+        request: Request,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Answer, ServingError> {
+        let Request {
+            task,
+            inputs,
+            truncate,
+            ..
+        } = request;
+        let arrived = Instant::now();
+        let sequences = self
+            .tokenizers
+            .encode(inputs, task.max_length, truncate)
+            .await?;
+        let tokenize = arrived.elapsed();
+        let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+
+        let (pending, answer) = Pending::new(sequences.len(), permit);
+        let items = sequences
+            .into_iter()
+            .enumerate()
+            .map(|(index, sequence)| Item {
+                pending: Arc::clone(&pending),
+                index,
+                task: Arc::clone(&task),
+                sequence,
+            })
+            .collect();
+        self.queue.push(items)?;
+        let _leave = LeaveQueue {
+            queue: &self.queue,
+            task: &task.name,
+            pending: &pending,
+        };
+        let Computed {
+            logits,
+            queue,
+            compute,
+        } = answer.await.map_err(|_| ServingError::Failed)??;
+        let timings = Timings {
+            tokenize,
+            queue,
+            compute,
+        };
+        Ok(Answer {
+            logits,
+            tokens,
+            timings,
+        })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.admission.close();
+        self.queue.close();
+    }
+}
+
+/// Takes what is left of a request out of the queue when nobody waits for it any more: answered,
+/// failed, past its deadline, or its client gone.
+struct LeaveQueue<'a> {
+    queue: &'a Queue,
+    task: &'a str,
+    pending: &'a Arc<Pending>,
+}
+
+impl Drop for LeaveQueue<'_> {
+    fn drop(&mut self) {
+        self.queue.discard(self.task, self.pending);
+    }
+}
