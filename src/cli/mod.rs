@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::http::error::chain;
+use crate::telemetry::chain;
 use crate::telemetry::logs::{self, LogFormat};
 
 /// Serves text classifiers distilled into LoRA adapters of one small encoder, and distils them.
@@ -38,7 +38,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Pull(pull::Args),
 }
 
@@ -53,7 +53,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let outcome = match cli.command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(args).map_err(Into::into),
     };
     match outcome {

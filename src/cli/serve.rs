@@ -1,66 +1,267 @@
 //! `kdlora serve`: the HTTP server.
 
-use std::future::Future;
-use std::net::SocketAddr;
+use std::fs;
+use std::future::{Future, IntoFuture};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::pin::pin;
+use std::process;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+use axum::Router;
+use candle_core::Device;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::CommandError;
+use crate::config::{RawServe, ServeConfig};
+use crate::encoder::Encoder;
 use crate::http::auth::AdminAccess;
 use crate::http::health::Readiness;
 use crate::http::{self, AppState, Limits};
-use crate::telemetry::Metrics;
+use crate::hub;
+use crate::serving::{Options, Publisher, Serving, Student, TaskTable};
+use crate::store::{Store, StoreError};
+use crate::telemetry::{Metrics, chain};
+use crate::text::Tokenizer;
 
-/// Start the server.
+/// Start the server. Each option can also be given as the variable named beside it, or in a TOML
+/// file under its long name.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Address to listen on.
-    #[arg(
-        long,
-        env = "KDLORA_BIND",
-        default_value = "127.0.0.1:8080",
-        value_name = "ADDRESS"
-    )]
-    bind: SocketAddr,
+    #[command(flatten)]
+    settings: RawServe,
 }
 
-/// Runs the server until it is told to stop.
+/// Exit status of a process that a second signal ended, as shells have it for SIGINT.
+const INTERRUPTED: i32 = 130;
+
+/// Runs the server until SIGTERM or SIGINT; a second signal ends the process at once.
 pub fn run(args: Args) -> Result<(), CommandError> {
+    let config = ServeConfig::load(args.settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
-        let listener = TcpListener::bind(args.bind).await?;
-        serve(listener, async {
-            // Without a handler for the signal, the server runs until it is killed.
-            let _ = tokio::signal::ctrl_c().await;
-        })
-        .await
+    let outcome = runtime.block_on(async {
+        let mut stop = StopSignal::listen()?;
+        let listener = bind(config.bind).await?;
+        let shutdown = async move {
+            stop.received().await;
+            tracing::info!("stopping; a second signal ends the process at once");
+            tokio::spawn(async move {
+                stop.received().await;
+                process::exit(INTERRUPTED);
+            });
+        };
+        serve(listener, config, shutdown).await
+    });
+    // A fetch or a forward pass that is still under way must not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, CommandError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let text = format!("can't listen on {address}: {error}; choose another with --bind");
+        CommandError::from(text)
     })
 }
 
-/// Serves on `listener` until `shutdown` completes.
+struct StopSignal {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignal {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Serves on `listener` until `shutdown` completes, then finishes what is in flight.
+///
+/// Liveness, readiness and metrics answer from the beginning, the rest when the student and the
+/// tasks are loaded; then one line with the address goes to standard output.
 pub async fn serve(
     listener: TcpListener,
+    config: ServeConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), CommandError> {
-    let access = if listener.local_addr()?.ip().is_loopback() {
-        AdminAccess::Loopback
-    } else {
-        AdminAccess::Closed
+    let address = listener.local_addr()?;
+    let shutdown_timeout = config.shutdown_timeout;
+    let metrics = Arc::new(Metrics::new()?);
+    let readiness = Readiness::default();
+    let starting = http::starting(readiness.clone(), Arc::clone(&metrics));
+    let current = Arc::new(ArcSwap::from_pointee(starting));
+    let stop = CancellationToken::new();
+    let server = axum::serve(listener, http::switchable(Arc::clone(&current)))
+        .with_graceful_shutdown(stop.clone().cancelled_owned());
+    let server = tokio::spawn(server.into_future());
+    // Whatever the way out, the listener closes.
+    let _stop = stop.clone().drop_guard();
+
+    let mut shutdown = pin!(shutdown);
+    let app = tokio::select! {
+        app = App::start(config, address.ip(), readiness, metrics) => app?,
+        () = &mut shutdown => return Ok(()),
     };
-    let state = AppState {
-        metrics: Arc::new(Metrics::new()?),
-        readiness: Readiness::default(),
-        limits: Limits::default(),
+    current.store(Arc::new(app.router()));
+    app.state.readiness.set_ready();
+    println!("kdlora listens on http://{address}");
+
+    shutdown.await;
+    app.state.readiness.set_stopping();
+    app.state.serving.stop_admission();
+    stop.cancel();
+    if timeout(shutdown_timeout, server).await.is_err() {
+        tracing::warn!("requests were still in flight at the end of --shutdown-timeout");
+    }
+    app.store.close().await;
+    Ok(())
+}
+
+/// The parts of a running server.
+struct App {
+    state: AppState,
+    access: AdminAccess,
+    store: Store,
+}
+
+impl App {
+    async fn start(
+        config: ServeConfig,
+        listens_on: IpAddr,
+        readiness: Readiness,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, CommandError> {
+        let store = Store::open(&config.state).await?;
+        let student = load_student(&config).await?;
+        let tasks = Arc::new(TaskTable::default());
+        let publisher = Publisher::new(
+            student.clone(),
+            store.clone(),
+            Arc::clone(&tasks),
+            Arc::clone(&metrics),
+            config.adapter_memory,
+        );
+        if let Some(folder) = &config.adapters {
+            add_shipped(&store, folder).await?;
+        }
+        publisher.refresh_all().await?;
+
+        let options = Options {
+            workers: config.threads,
+            // Tokenising a text takes a few percent of its forward pass.
+            tokenizer_threads: config.threads.div_ceil(4),
+            max_batch_tokens: config.max_batch_tokens,
+            max_queue: config.max_queue,
+        };
+        let Student { encoder, tokenizer } = student;
+        let serving = Serving::start(encoder, Arc::new(tokenizer), options, Arc::clone(&metrics))?;
+        let state = AppState {
+            tasks,
+            serving: Arc::new(serving),
+            metrics,
+            readiness,
+            limits: Limits {
+                body_bytes: config.max_body_bytes,
+                inputs: config.max_inputs,
+                text_chars: config.max_text_chars,
+            },
+            request_timeout: config.request_timeout,
+        };
+        let access = match &config.admin_token {
+            Some(token) => AdminAccess::token(token.reveal()),
+            None if listens_on.is_loopback() => AdminAccess::Loopback,
+            None => AdminAccess::Closed,
+        };
+        Ok(Self {
+            state,
+            access,
+            store,
+        })
+    }
+
+    fn router(&self) -> Router {
+        http::router(
+            self.state.clone(),
+            self.access.clone(),
+            OpenApiRouter::new(),
+        )
+    }
+}
+
+/// The student's folder, fetched if it is missing, and what is in it.
+async fn load_student(config: &ServeConfig) -> Result<Student, CommandError> {
+    let cache = match &config.cache {
+        Some(cache) => cache.clone(),
+        None => hub::cache_dir()?,
     };
-    let router = http::router(state.clone(), access, OpenApiRouter::new());
-    state.readiness.set_ready();
-    println!("kdlora listens on http://{}", listener.local_addr()?);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown)
-        .await?;
+    let name = config.student.clone();
+    spawn_blocking(move || {
+        let folder = hub::pull(&name, &cache, true)?;
+        let encoder = Encoder::load(&folder, &Device::Cpu)?;
+        tracing::info!(
+            student = name,
+            parameters = encoder.parameters(),
+            "student loaded"
+        );
+        let tokenizer = Tokenizer::load(&folder)?;
+        let (words, known) = (tokenizer.vocabulary(), encoder.config().vocab_size);
+        if words > known {
+            return Err(CommandError::from(format!(
+                "the tokenizer of {name} has {words} tokens, but its encoder knows only {known}; \
+                 they don't belong together"
+            )));
+        }
+        Ok(Student {
+            encoder: Arc::new(encoder),
+            tokenizer,
+        })
+    })
+    .await?
+}
+
+/// Adds the ready-made adapters, `{folder}/{task}/student`. One that can't be added is logged: the
+/// tasks of the store answer without it.
+async fn add_shipped(store: &Store, folder: &Path) -> Result<(), CommandError> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let adapter = entry.path().join("student");
+        let Ok(task) = entry.file_name().into_string() else {
+            continue;
+        };
+        if !adapter.is_dir() {
+            continue;
+        }
+        match store.ensure_shipped(&task, &adapter).await {
+            Ok(_) => {}
+            // The state folder itself fails: nothing after this would work either.
+            Err(error @ (StoreError::Database(_) | StoreError::Migration(_))) => {
+                return Err(error.into());
+            }
+            Err(error) => tracing::error!(
+                task,
+                error = chain(&error),
+                "a ready-made adapter can't be added"
+            ),
+        }
+    }
     Ok(())
 }

@@ -7,8 +7,26 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 
-use super::AppState;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
 use super::error::{ApiError, Problem, problem_set};
+use crate::telemetry::Metrics;
+
+/// What these routes need. They answer before the student is loaded.
+#[derive(Clone)]
+pub(super) struct Health {
+    pub(super) readiness: Readiness,
+    pub(super) metrics: Arc<Metrics>,
+}
+
+pub(super) fn routes(health: Health) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(metrics))
+        .with_state(health)
+}
 
 /// Whether the server takes requests.
 #[derive(Clone, Debug, Default)]
@@ -51,8 +69,8 @@ problem_set!(ReadyErrors: Unavailable);
 /// The server takes requests.
 #[utoipa::path(get, path = "/readyz", tag = "health",
     responses((status = 200, description = "The server takes requests.", body = String), ReadyErrors))]
-pub(super) async fn readyz(State(state): State<AppState>) -> Result<&'static str, ApiError> {
-    state.readiness.check()?;
+pub(super) async fn readyz(State(health): State<Health>) -> Result<&'static str, ApiError> {
+    health.readiness.check()?;
     Ok("ready\n")
 }
 
@@ -62,7 +80,7 @@ problem_set!(MetricsErrors: Internal);
 #[utoipa::path(get, path = "/metrics", tag = "health",
     responses((status = 200, description = "Metrics in the text format of Prometheus.",
         body = String, content_type = "text/plain"), MetricsErrors))]
-pub(super) async fn metrics(State(state): State<AppState>) -> Result<impl IntoResponse, ApiError> {
-    let text = state.metrics.render().map_err(ApiError::internal)?;
+pub(super) async fn metrics(State(health): State<Health>) -> Result<impl IntoResponse, ApiError> {
+    let text = health.metrics.render().map_err(ApiError::internal)?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text))
 }

@@ -4,23 +4,33 @@
 //! - [`error`]: every way a request can fail.
 //! - [`extract`]: JSON bodies, paths and queries that fail as [`error::ApiError`].
 //! - [`auth`]: who may use the admin routes.
+//! - [`classify`], [`tasks`]: the `/v1` routes.
 //! - [`health`]: liveness, readiness, metrics.
 
 pub mod admin;
 pub mod auth;
+pub mod classify;
 pub mod error;
 pub mod extract;
 pub mod health;
+mod inputs;
+mod prediction;
+pub mod tasks;
+#[cfg(test)]
+mod tests;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::Uri;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::trace::TraceLayer;
@@ -28,17 +38,22 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::serving::{Serving, TaskTable};
 use crate::telemetry::Metrics;
 use auth::AdminAccess;
 use error::{ApiError, Problem};
-use health::Readiness;
+use health::{Health, Readiness};
 
 /// What the public routes share. Admin routes bring a state of their own, see [`router`].
 #[derive(Clone)]
 pub struct AppState {
+    pub tasks: Arc<TaskTable>,
+    pub serving: Arc<Serving>,
     pub metrics: Arc<Metrics>,
     pub readiness: Readiness,
     pub limits: Limits,
+    /// Longest time for one classification.
+    pub request_timeout: Duration,
 }
 
 /// How large a request may be.
@@ -72,10 +87,14 @@ struct ApiDoc;
 /// (`OpenApiRouter::with_state`); they get the access check of `access` and keep body limits of
 /// their own (`DefaultBodyLimit` on the route).
 pub fn router(state: AppState, access: AdminAccess, admin: OpenApiRouter) -> Router {
+    let health = health::routes(Health {
+        readiness: state.readiness.clone(),
+        metrics: Arc::clone(&state.metrics),
+    });
     let public = OpenApiRouter::new()
-        .routes(routes!(health::healthz))
-        .routes(routes!(health::readyz))
-        .routes(routes!(health::metrics))
+        .routes(routes!(classify::classify))
+        .routes(routes!(tasks::tasks))
+        .routes(routes!(tasks::task))
         .layer(DefaultBodyLimit::max(state.limits.body_bytes))
         .with_state(state);
     let admin = admin.layer(middleware::from_fn_with_state(access, auth::guard));
@@ -83,16 +102,42 @@ pub fn router(state: AppState, access: AdminAccess, admin: OpenApiRouter) -> Rou
     let (router, openapi) = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(public)
         .merge(admin)
+        .merge(health)
         .split_for_parts();
     let openapi = axum::Json(openapi);
-    router
+    let router = router
         .route("/openapi.json", get(move || async move { openapi.clone() }))
         .fallback(unknown_route)
-        .method_not_allowed_fallback(method_not_allowed)
+        .method_not_allowed_fallback(method_not_allowed);
+    layered(router)
+}
+
+/// What answers while the student is being loaded: liveness, readiness and metrics.
+pub fn starting(readiness: Readiness, metrics: Arc<Metrics>) -> Router {
+    let (router, _) = health::routes(Health { readiness, metrics }).split_for_parts();
+    layered(router.fallback(not_started))
+}
+
+/// A router that passes each request to the router that is current when it comes.
+pub fn switchable(current: Arc<ArcSwap<Router>>) -> Router {
+    Router::new().fallback(move |request: Request| {
+        let router = Router::clone(&current.load());
+        router.oneshot(request)
+    })
+}
+
+fn layered(router: Router) -> Router {
+    router
         .layer(CatchPanicLayer::custom(panicked))
         .layer(TraceLayer::new_for_http())
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+}
+
+async fn not_started() -> ApiError {
+    Problem::Unavailable
+        .with("the server is starting; /readyz tells when it takes requests")
+        .retry_after(Duration::from_secs(1))
 }
 
 async fn unknown_route(uri: Uri) -> ApiError {

@@ -1,0 +1,140 @@
+//! From a row of logits to what the client reads.
+
+use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
+
+use crate::adapter::{Scores, TaskConfig, argmax};
+
+/// The answer for one input; its form follows the task's problem type.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum Prediction {
+    /// One of several classes.
+    Class {
+        /// The class with the highest score.
+        label: String,
+        /// Its score.
+        score: f32,
+        /// Scores by label, the highest first.
+        #[schema(value_type = std::collections::BTreeMap<String, f32>)]
+        scores: ByLabel,
+    },
+    /// Any number of labels.
+    Labels {
+        /// Labels with a probability of at least 0.5, the highest first.
+        labels: Vec<String>,
+        /// Scores by label, the highest first.
+        #[schema(value_type = std::collections::BTreeMap<String, f32>)]
+        scores: ByLabel,
+    },
+    /// Regression.
+    Value { value: f32 },
+}
+
+/// Scores by label, in an order that says something, which a map would lose.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ByLabel(Vec<(String, f32)>);
+
+impl Serialize for ByLabel {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(label, score)| (label, score)))
+    }
+}
+
+/// The prediction of one row of logits, `[labels]`. `top_k` bounds the scores that are given; with
+/// `raw` these are logits.
+pub(super) fn predict(
+    task: &TaskConfig,
+    logits: &[f32],
+    top_k: Option<usize>,
+    raw: bool,
+) -> Prediction {
+    let (probabilities, one_of_several) = match task.problem_type.scores(logits) {
+        Scores::Value(value) => return Prediction::Value { value },
+        Scores::SingleLabel(probabilities) => (probabilities, true),
+        Scores::MultiLabel(probabilities) => (probabilities, false),
+    };
+    let shown = if raw { logits } else { &probabilities };
+    let mut order: Vec<usize> = (0..task.labels.len().min(shown.len())).collect();
+    order.sort_by(|a, b| shown[*b].total_cmp(&shown[*a]));
+    let highest = order.iter().take(top_k.unwrap_or(usize::MAX));
+    let scores = ByLabel(
+        highest
+            .map(|i| (task.labels[*i].clone(), shown[*i]))
+            .collect(),
+    );
+    if one_of_several {
+        let best = argmax(logits).unwrap_or(0);
+        return Prediction::Class {
+            label: task.labels[best].clone(),
+            score: shown[best],
+            scores,
+        };
+    }
+    Prediction::Labels {
+        labels: order
+            .iter()
+            .filter(|i| probabilities[**i] >= 0.5)
+            .map(|i| task.labels[*i].clone())
+            .collect(),
+        scores,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::ProblemType;
+
+    fn task(problem_type: ProblemType, labels: &[&str]) -> TaskConfig {
+        TaskConfig {
+            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            problem_type,
+            max_length: 128,
+            base_model: None,
+        }
+    }
+
+    fn json(prediction: &Prediction) -> String {
+        serde_json::to_string(prediction).expect("JSON")
+    }
+
+    #[test]
+    fn classes_come_with_the_highest_score_first() {
+        let task = task(
+            ProblemType::SingleLabelClassification,
+            &["low", "high", "middle"],
+        );
+        let prediction = predict(&task, &[-1.0, 2.0, 1.0], Some(2), false);
+        let value = serde_json::to_value(&prediction).expect("JSON");
+        assert_eq!(value["label"], "high");
+        let score = value["score"].as_f64().expect("a number");
+        assert!((score - 0.705_384_5).abs() < 1e-6);
+        let scores = value["scores"].as_object().expect("an object");
+        assert_eq!(scores.keys().collect::<Vec<_>>(), ["high", "middle"]);
+        let raw = predict(&task, &[-1.0, 2.0, 1.0], None, true);
+        assert_eq!(
+            json(&raw),
+            r#"{"label":"high","score":2.0,"scores":{"high":2.0,"middle":1.0,"low":-1.0}}"#
+        );
+    }
+
+    #[test]
+    fn labels_are_those_at_least_as_likely_as_not() {
+        let task = task(ProblemType::MultiLabelClassification, &["a", "b", "c"]);
+        let prediction = predict(&task, &[0.0, -4.0, 9.0], None, true);
+        assert_eq!(
+            json(&prediction),
+            r#"{"labels":["c","a"],"scores":{"c":9.0,"a":0.0,"b":-4.0}}"#
+        );
+    }
+
+    #[test]
+    fn a_regression_gives_its_value() {
+        let task = task(ProblemType::Regression, &["valence"]);
+        assert_eq!(
+            json(&predict(&task, &[-0.1], Some(1), false)),
+            r#"{"value":-0.1}"#
+        );
+    }
+}

@@ -1,0 +1,179 @@
+//! What the black-box tests share: a server made of the golden files, and a way to talk to it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a test waits for what must happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Words that the tiny encoders have.
+const VOCABULARY: u64 = 60;
+
+pub fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(path)
+}
+
+/// Folders of a server: student, ready-made adapters, state.
+pub struct Install {
+    folder: TempDir,
+}
+
+impl Install {
+    /// A tiny BERT with the tasks `pairs` and `pooler`.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let install = Self { folder };
+        install.copy("models/bert-pairs", &install.student());
+        install.write_tokenizer();
+        for (task, adapter) in [("pairs", "bert-pairs-qv"), ("pooler", "bert-pairs-pooler")] {
+            install.copy(&format!("adapters/{adapter}"), &install.adapter(task));
+        }
+        install
+    }
+
+    pub fn student(&self) -> PathBuf {
+        self.folder.path().join("student")
+    }
+
+    pub fn adapter(&self, task: &str) -> PathBuf {
+        self.folder
+            .path()
+            .join("adapters")
+            .join(task)
+            .join("student")
+    }
+
+    fn copy(&self, from: &str, to: &Path) {
+        fs::create_dir_all(to).expect("a folder");
+        for entry in fs::read_dir(golden(from)).expect("the golden files") {
+            let entry = entry.expect("a file");
+            fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+        }
+    }
+
+    /// The golden tokenizer, cut to the words that the tiny encoder has.
+    fn write_tokenizer(&self) {
+        let text = fs::read(golden("tokenizers/bert/tokenizer.json")).expect("the golden file");
+        let mut tokenizer: Value = serde_json::from_slice(&text).expect("JSON");
+        let words = tokenizer["model"]["vocab"].as_object_mut().expect("words");
+        words.retain(|_, id| id.as_u64().is_some_and(|id| id < VOCABULARY));
+        let path = self.student().join("tokenizer.json");
+        fs::write(path, tokenizer.to_string()).expect("write");
+    }
+
+    /// `kdlora serve` with these folders, on a port of its own.
+    pub fn command(&self) -> Command {
+        self.command_for(self.student())
+    }
+
+    /// The same with another student.
+    pub fn command_for(&self, student: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kdlora"));
+        command
+            .args([
+                "--log",
+                "warn",
+                "serve",
+                "--bind",
+                "127.0.0.1:0",
+                "--threads",
+                "2",
+            ])
+            .arg("--student")
+            .arg(student)
+            .arg("--adapters")
+            .arg(self.folder.path().join("adapters"))
+            .arg("--state")
+            .arg(self.folder.path().join("state"))
+            .stdout(Stdio::piped());
+        command
+    }
+
+    pub fn start(&self) -> Server {
+        Server::start(self.command())
+    }
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    /// `http://127.0.0.1:PORT`
+    pub url: String,
+    pub client: reqwest::Client,
+}
+
+impl Server {
+    /// Starts the process and waits until it says that it is ready.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the program starts");
+        let output = child.stdout.take().expect("a pipe");
+        let mut line = String::new();
+        BufReader::new(output)
+            .read_line(&mut line)
+            .expect("a line of text");
+        let url = line
+            .trim()
+            .strip_prefix("kdlora listens on ")
+            .unwrap_or_else(|| panic!("not the line of a ready server: {line:?}"));
+        Self {
+            child,
+            url: url.to_owned(),
+            client: reqwest::Client::new(),
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, Value) {
+        let request = self.client.get(format!("{}{path}", self.url));
+        answer(request).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.client.post(format!("{}{path}", self.url)).json(body);
+        answer(request).await
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.child.id()).expect("a process id");
+        let process = Pid::from_raw(id).expect("not 0");
+        kill_process(process, signal).expect("the process is there");
+    }
+
+    /// Waits until the process has ended.
+    pub fn ended(mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the server does not end");
+            thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
+    let response = request.send().await.expect("an answer");
+    let status = response.status().as_u16();
+    let text = response.text().await.expect("a whole body");
+    let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+    (status, body)
+}

@@ -1,0 +1,160 @@
+//! `kdlora serve` as a process, over HTTP.
+
+mod common;
+
+use std::collections::HashMap;
+use std::process::Stdio;
+
+use candle_core::Device;
+use common::{Install, Server};
+use kdlora::adapter::AdapterFolder;
+use kdlora::encoder::{Encoder, Segment};
+use kdlora::text::{Input, PackedBatch, Tokenizer};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+const TEXTS: [&str; 4] = [
+    "a",
+    "the cat sat",
+    "Zoë's café: 3 €",
+    "one two three four five six",
+];
+
+/// The label and logits of a text alone, computed by the library.
+fn expected(install: &Install, task: &str, text: &str) -> HashMap<String, f64> {
+    let encoder = Encoder::load(&install.student(), &Device::Cpu).expect("the student");
+    let tokenizer = Tokenizer::load(&install.student()).expect("the tokenizer");
+    let adapter = AdapterFolder::read(&install.adapter(task)).expect("the adapter");
+    let weights = adapter.bind(&encoder).expect("an adapter of the student");
+    let input = Input {
+        text: text.to_owned(),
+        text_pair: None,
+    };
+    let most = encoder.config().max_sequence_length();
+    let sequence = tokenizer.encode(&input, most, true).expect("tokens");
+    let segment = Segment {
+        sequences: 0..1,
+        weights: &weights,
+    };
+    let rows = encoder
+        .logits(&PackedBatch::new([&sequence]), &[segment])
+        .expect("logits");
+    let labels = adapter.task.labels.into_iter();
+    labels
+        .zip(rows[0].iter().map(|logit| f64::from(*logit)))
+        .collect()
+}
+
+fn assert_close(prediction: &Value, expected: &HashMap<String, f64>) {
+    let scores = prediction["scores"].as_object().expect("scores");
+    assert_eq!(scores.len(), expected.len());
+    for (label, score) in scores {
+        let score = score.as_f64().expect("a number");
+        assert!(
+            (score - expected[label]).abs() < 1e-4,
+            "{prediction} is not {expected:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_answer_together_each_with_its_own_adapter() {
+    let install = Install::new();
+    let server = std::sync::Arc::new(install.start());
+    assert_eq!(server.get("/healthz").await.0, 200);
+    assert_eq!(server.get("/readyz").await.0, 200);
+    let (_, tasks) = server.get("/v1/tasks").await;
+    let names: Vec<&str> = tasks["tasks"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|task| task["task"].as_str())
+        .collect();
+    assert_eq!(names, ["pairs", "pooler"]);
+
+    let mut clients = JoinSet::new();
+    for round in 0..40 {
+        let server = std::sync::Arc::clone(&server);
+        clients.spawn(async move {
+            let task = ["pairs", "pooler"][round % 2];
+            let body = json!({"inputs": TEXTS, "raw_scores": true});
+            let (status, body) = server.post(&format!("/v1/classify/{task}"), &body).await;
+            assert_eq!(status, 200, "{body}");
+            (task, body)
+        });
+    }
+    let mut references = HashMap::new();
+    while let Some(client) = clients.join_next().await {
+        let (task, body) = client.expect("no panic");
+        assert_eq!(body["task"], task);
+        assert_eq!(body["version"], 1);
+        for (i, text) in TEXTS.iter().enumerate() {
+            let reference = references
+                .entry((task, text))
+                .or_insert_with(|| expected(&install, task, text));
+            assert_close(&body["predictions"][i], reference);
+        }
+    }
+    let (_, metrics) = server.get("/metrics").await;
+    let metrics = metrics.as_str().expect("text");
+    assert!(metrics.contains("kdlora_requests_total{outcome=\"ok\",task=\"pairs\"} 20"));
+    assert!(metrics.contains("kdlora_adapters 2"));
+}
+
+#[tokio::test]
+async fn sigterm_ends_it_and_a_second_start_finds_the_same_versions() {
+    let install = Install::new();
+    for _ in 0..2 {
+        let server = install.start();
+        let (_, task) = server.get("/v1/tasks/pairs").await;
+        assert_eq!(task["version"], 1, "{task}");
+        server.signal(Signal::TERM);
+        assert_eq!(server.ended().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_student_that_is_not_there_is_told_in_a_sentence() {
+    let install = Install::new();
+    let output = install
+        .command_for("no-such-encoder")
+        .stderr(Stdio::piped())
+        .output()
+        .expect("the program runs");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.starts_with("kdlora: ") && text.contains("no-such-encoder"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_tokenizer_of_another_encoder_is_refused() {
+    let install = Install::new();
+    let other = common::golden("tokenizers/bert/tokenizer.json");
+    std::fs::copy(other, install.student().join("tokenizer.json")).expect("a copy");
+    let output = install.command().stderr(Stdio::piped()).output();
+    let output = output.expect("the program runs");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("its encoder knows only 60"), "{text}");
+}
+
+#[tokio::test]
+async fn a_broken_adapter_leaves_the_other_tasks() {
+    let install = Install::new();
+    let weights = install.adapter("pooler").join("adapter_model.safetensors");
+    std::fs::write(weights, "not tensors").expect("write");
+    let server: Server = install.start();
+    assert_eq!(server.get("/v1/tasks/pairs").await.0, 200);
+    let (status, problem) = server.get("/v1/tasks/pooler").await;
+    assert_eq!(
+        (status, &problem["detail"]),
+        (
+            404,
+            &json!("there is no task \"pooler\"; the tasks are: pairs")
+        )
+    );
+}
