@@ -208,6 +208,18 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_folder_is_filled() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("adapter");
+        fs::create_dir(&dir).unwrap();
+        write_folder(&dir, |temporary| {
+            fs::write(temporary.join("a"), "whole").map_err(AdapterError::io("write", temporary))
+        })
+        .unwrap();
+        assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "whole");
+    }
+
+    #[test]
     fn half_precision_is_widened() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("half.safetensors");
