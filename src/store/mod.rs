@@ -19,6 +19,7 @@
 mod artifacts;
 mod error;
 mod jobs;
+mod live;
 mod recovery;
 mod schema;
 mod timestamp;
@@ -36,9 +37,10 @@ use sqlx::{Sqlite, Transaction};
 
 pub use error::StoreError;
 pub use jobs::{Created, Job, JobState, NewJob, Progress};
+pub use live::{Change, ChangeKind};
 pub use recovery::Recovery;
 pub use timestamp::Timestamp;
-pub use versions::{Change, ChangeKind, Origin, Version};
+pub use versions::{Origin, Version};
 
 /// Longest name of a task, in bytes: it is a folder name, a URL segment and a metric label.
 pub const MAX_TASK_NAME: usize = 64;

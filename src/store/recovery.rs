@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(failed.state, JobState::Failed);
         assert_eq!(failed.error.as_deref(), Some(STOPPED));
         assert!(failed.finished_at.is_some());
-        assert_eq!(store.recovery().failed_jobs, [running.clone()]);
+        assert_eq!(store.recovery().failed_jobs, std::slice::from_ref(&running));
         let folder_of = |id: &str| artifacts::children(&store.job_folder(id)).unwrap();
         assert_eq!(folder_of(&running).len(), 1, "only the log stays");
         assert_eq!(folder_of(&queued).len(), 2);

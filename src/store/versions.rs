@@ -1,13 +1,14 @@
-//! Versions of tasks: adding, listing, promoting, going back.
+//! Versions of tasks: adding and listing them.
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 use utoipa::ToSchema;
 
 use super::artifacts::{self, Staged, Transfer};
+use super::live::promote;
 use super::{Store, StoreError, Timestamp, check_task_name};
 
 /// An adapter with its report, immutable once added.
@@ -49,32 +50,8 @@ pub enum Origin {
     Imported,
 }
 
-/// One change of a task's live version.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Change {
-    pub task: String,
-    pub kind: ChangeKind,
-    /// Live from this change on.
-    pub version: u64,
-    /// Live before it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub previous: Option<u64>,
-    /// Who: `admin`, `job {id}` or `server`.
-    pub actor: String,
-    /// Why, as the actor put it.
-    pub reason: String,
-    pub at: Timestamp,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ChangeKind {
-    Promote,
-    Rollback,
-}
-
 /// Columns that [`Version::from_row`] reads.
-const SELECT: &str = "SELECT v.*, l.version IS NOT NULL AS is_live
+pub(super) const SELECT: &str = "SELECT v.*, l.version IS NOT NULL AS is_live
     FROM versions v LEFT JOIN live l ON l.task = v.task AND l.version = v.version";
 
 impl Store {
@@ -140,95 +117,10 @@ impl Store {
         }
     }
 
-    /// The version that the task answers with, if it has one whose folder is there.
-    pub async fn live(&self, task: &str) -> Result<Option<Version>, StoreError> {
-        let live = self.live_versions().await?;
-        Ok(live.into_iter().find(|version| version.task == task))
-    }
-
-    /// The live version of each task, by task name. A version whose folder is gone is left out.
-    pub async fn live_versions(&self) -> Result<Vec<Version>, StoreError> {
-        let sql = format!("{SELECT} WHERE l.version IS NOT NULL ORDER BY v.task");
-        let mut versions = self.select(sqlx::query(&sql)).await?;
-        versions.retain(|version| !version.missing);
-        Ok(versions)
-    }
-
     /// Names of all tasks that have a version, live or not.
     pub async fn tasks(&self) -> Result<Vec<String>, StoreError> {
         let sql = "SELECT DISTINCT task FROM versions ORDER BY task";
         Ok(sqlx::query_scalar(sql).fetch_all(self.pool()).await?)
-    }
-
-    /// Makes a version live, at once and durably. Promoting the live version changes nothing.
-    pub async fn promote(
-        &self,
-        task: &str,
-        version: u64,
-        actor: &str,
-        reason: &str,
-    ) -> Result<Version, StoreError> {
-        if self.version(task, version).await?.missing {
-            return Err(StoreError::MissingArtifact {
-                task: task.to_owned(),
-                version,
-            });
-        }
-        let mut transaction = self.write().await?;
-        promote(&mut transaction, task, version, actor, reason).await?;
-        transaction.commit().await?;
-        self.version(task, version).await
-    }
-
-    /// Makes the version live that was live before the promotion in force; going back again goes
-    /// one step further. Versions whose folder is gone are passed over.
-    pub async fn rollback(
-        &self,
-        task: &str,
-        actor: &str,
-        reason: &str,
-    ) -> Result<Version, StoreError> {
-        if self.versions_or_none(task).await?.is_empty() {
-            return Err(StoreError::UnknownTask(task.to_owned()));
-        }
-        let nothing = || StoreError::NothingToRollBack(task.to_owned());
-        let mut transaction = self.write().await?;
-        let live = live_row(&mut transaction, task)
-            .await?
-            .ok_or_else(nothing)?;
-        let mut promotion = live.promotion;
-        let (promotion, version) = loop {
-            let earlier = replaced_by(&mut transaction, promotion).await?;
-            let (earlier, version) = earlier.ok_or_else(nothing)?;
-            if artifact(&self.artifacts(), task, version).is_dir() {
-                break (earlier, version);
-            }
-            promotion = earlier;
-        };
-        let change = NewChange {
-            task,
-            kind: "rollback",
-            version,
-            live: Some(live),
-            actor,
-            reason,
-        };
-        change.insert(&mut transaction).await?;
-        set_live(&mut transaction, task, version, promotion).await?;
-        transaction.commit().await?;
-        self.version(task, version).await
-    }
-
-    /// Every change of the task's live version, oldest first.
-    pub async fn history(&self, task: &str) -> Result<Vec<Change>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM changes WHERE task = ? ORDER BY id")
-            .bind(task)
-            .fetch_all(self.pool())
-            .await?;
-        Ok(rows
-            .iter()
-            .map(Change::from_row)
-            .collect::<Result<_, _>>()?)
     }
 
     /// The end of a job that made an adapter, in one step: the version exists, is live if
@@ -278,12 +170,12 @@ impl Store {
         tokio::task::spawn_blocking(move || staged.publish(&place)).await?
     }
 
-    async fn versions_or_none(&self, task: &str) -> Result<Vec<Version>, StoreError> {
+    pub(super) async fn versions_or_none(&self, task: &str) -> Result<Vec<Version>, StoreError> {
         let sql = format!("{SELECT} WHERE v.task = ? ORDER BY v.version");
         self.select(sqlx::query(&sql).bind(task)).await
     }
 
-    async fn select<'q>(
+    pub(super) async fn select<'q>(
         &self,
         query: sqlx::query::Query<'q, Sqlite, sqlx::sqlite::SqliteArguments<'q>>,
     ) -> Result<Vec<Version>, StoreError> {
@@ -321,24 +213,6 @@ impl Version {
             missing: !path.is_dir(),
             path,
             task,
-        })
-    }
-}
-
-impl Change {
-    fn from_row(row: &SqliteRow) -> Result<Self, sqlx::Error> {
-        let previous: Option<i64> = row.try_get("previous")?;
-        Ok(Self {
-            task: row.try_get("task")?,
-            kind: match row.try_get("kind")? {
-                "rollback" => ChangeKind::Rollback,
-                _ => ChangeKind::Promote,
-            },
-            version: unsigned(row, "version")?,
-            previous: previous.map(i64::unsigned_abs),
-            actor: row.try_get("actor")?,
-            reason: row.try_get("reason")?,
-            at: Timestamp::from_millis(row.try_get("at")?),
         })
     }
 }
@@ -387,110 +261,6 @@ async fn insert(
     Ok(unsigned(&row, "version")?)
 }
 
-/// What is in force for a task.
-struct LiveRow {
-    version: i64,
-    promotion: i64,
-}
-
-struct NewChange<'a> {
-    task: &'a str,
-    kind: &'static str,
-    version: u64,
-    live: Option<LiveRow>,
-    actor: &'a str,
-    reason: &'a str,
-}
-
-impl NewChange<'_> {
-    /// Returns the change's id.
-    async fn insert(&self, transaction: &mut Transaction<'_, Sqlite>) -> Result<i64, StoreError> {
-        let sql = "INSERT INTO changes (task, kind, version, previous, replaced, actor, reason, at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
-        let result = sqlx::query(sql)
-            .bind(self.task)
-            .bind(self.kind)
-            .bind(database_int(self.version))
-            .bind(self.live.as_ref().map(|live| live.version))
-            .bind(self.live.as_ref().map(|live| live.promotion))
-            .bind(self.actor)
-            .bind(self.reason)
-            .bind(Timestamp::now().millis())
-            .execute(&mut **transaction)
-            .await?;
-        Ok(result.last_insert_rowid())
-    }
-}
-
-async fn promote(
-    transaction: &mut Transaction<'_, Sqlite>,
-    task: &str,
-    version: u64,
-    actor: &str,
-    reason: &str,
-) -> Result<(), StoreError> {
-    let live = live_row(transaction, task).await?;
-    if live
-        .as_ref()
-        .is_some_and(|live| live.version == database_int(version))
-    {
-        return Ok(());
-    }
-    let change = NewChange {
-        task,
-        kind: "promote",
-        version,
-        live,
-        actor,
-        reason,
-    };
-    let promotion = change.insert(transaction).await?;
-    set_live(transaction, task, version, promotion).await
-}
-
-async fn live_row(
-    transaction: &mut Transaction<'_, Sqlite>,
-    task: &str,
-) -> Result<Option<LiveRow>, StoreError> {
-    let row: Option<(i64, i64)> =
-        sqlx::query_as("SELECT version, promotion FROM live WHERE task = ?")
-            .bind(task)
-            .fetch_optional(&mut **transaction)
-            .await?;
-    Ok(row.map(|(version, promotion)| LiveRow { version, promotion }))
-}
-
-async fn set_live(
-    transaction: &mut Transaction<'_, Sqlite>,
-    task: &str,
-    version: u64,
-    promotion: i64,
-) -> Result<(), StoreError> {
-    let sql = "INSERT INTO live (task, version, promotion) VALUES (?, ?, ?)
-        ON CONFLICT (task) DO UPDATE SET version = excluded.version, promotion = excluded.promotion";
-    sqlx::query(sql)
-        .bind(task)
-        .bind(database_int(version))
-        .bind(promotion)
-        .execute(&mut **transaction)
-        .await?;
-    Ok(())
-}
-
-/// The promotion (id, version) that the given one replaced.
-async fn replaced_by(
-    transaction: &mut Transaction<'_, Sqlite>,
-    promotion: i64,
-) -> Result<Option<(i64, u64)>, StoreError> {
-    let sql = "SELECT earlier.id, earlier.version FROM changes AS later
-        JOIN changes AS earlier ON earlier.id = later.replaced WHERE later.id = ?";
-    let row: Option<(i64, i64)> = sqlx::query_as(sql)
-        .bind(promotion)
-        .fetch_optional(&mut **transaction)
-        .await?;
-    Ok(row.map(|(id, version)| (id, version.unsigned_abs())))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{adapter, store};
@@ -514,80 +284,6 @@ mod tests {
         let bytes = std::fs::read(second.path.join("adapter_model.safetensors")).unwrap();
         assert_eq!(bytes, b"two");
         assert!(store.live("topic").await.unwrap().is_none());
-    }
-
-    #[tokio::test]
-    async fn promotion_and_rollback_walk_the_history() {
-        let (folder, store) = store().await;
-        for content in ["one", "two", "three"] {
-            let version = add(&folder, &store, content).await.version;
-            let live = store.promote("topic", version, "admin", content).await;
-            assert!(live.unwrap().live);
-        }
-        let back = store.rollback("topic", "admin", "worse").await.unwrap();
-        assert_eq!(back.version, 2);
-        let back = store.rollback("topic", "admin", "still").await.unwrap();
-        assert_eq!(back.version, 1);
-        assert_eq!(store.live("topic").await.unwrap().unwrap().version, 1);
-        let nothing = store.rollback("topic", "admin", "more").await;
-        assert!(matches!(nothing, Err(StoreError::NothingToRollBack(_))));
-
-        let history = store.history("topic").await.unwrap();
-        let steps: Vec<_> = history
-            .iter()
-            .map(|change| (change.previous, change.version, change.reason.as_str()))
-            .collect();
-        let expected = [
-            (None, 1, "one"),
-            (Some(1), 2, "two"),
-            (Some(2), 3, "three"),
-            (Some(3), 2, "worse"),
-            (Some(2), 1, "still"),
-        ];
-        assert_eq!(steps, expected);
-    }
-
-    #[tokio::test]
-    async fn promoting_the_live_version_again_leaves_rollback_meaningful() {
-        let (folder, store) = store().await;
-        for content in ["one", "two"] {
-            let version = add(&folder, &store, content).await.version;
-            store.promote("topic", version, "admin", "").await.unwrap();
-        }
-        store.promote("topic", 2, "admin", "again").await.unwrap();
-        let back = store.rollback("topic", "admin", "").await.unwrap();
-        assert_eq!(back.version, 1);
-    }
-
-    #[tokio::test]
-    async fn unknown_tasks_and_versions_are_named() {
-        let (folder, store) = store().await;
-        add(&folder, &store, "one").await;
-        let error = store.promote("topic", 9, "admin", "").await.unwrap_err();
-        assert_eq!(error.to_string(), "task 'topic' has no version 9");
-        let error = store.rollback("nope", "admin", "").await.unwrap_err();
-        assert_eq!(error.to_string(), "there is no task 'nope'");
-        let error = store.versions("nope").await.unwrap_err();
-        assert!(matches!(error, StoreError::UnknownTask(_)));
-        let adapter = adapter(&folder, "one");
-        let error = store.add_version("../up", &adapter, Origin::Imported).await;
-        assert!(matches!(error, Err(StoreError::BadTaskName(_))));
-    }
-
-    #[tokio::test]
-    async fn a_version_whose_folder_is_gone_is_neither_served_nor_promoted() {
-        let (folder, store) = store().await;
-        let first = add(&folder, &store, "one").await;
-        let second = add(&folder, &store, "two").await;
-        store.promote("topic", 1, "admin", "").await.unwrap();
-        store.promote("topic", 2, "admin", "").await.unwrap();
-        std::fs::remove_dir_all(&second.path).unwrap();
-        assert!(store.live_versions().await.unwrap().is_empty());
-        assert!(store.versions("topic").await.unwrap()[1].missing);
-        assert_eq!(store.rollback("topic", "a", "").await.unwrap().version, 1);
-        let error = store.promote("topic", 2, "admin", "").await;
-        assert!(matches!(error, Err(StoreError::MissingArtifact { .. })));
-        assert!(first.path.is_dir());
     }
 
     #[tokio::test]
