@@ -17,6 +17,8 @@
 //! writes below the state folder's `artifacts`.
 
 mod artifacts;
+#[cfg(test)]
+mod crash;
 mod error;
 mod jobs;
 mod live;
