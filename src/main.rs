@@ -1,5 +1,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    kdlora::ops::use_calling_thread_only();
     kdlora::cli::main()
 }

@@ -1,5 +1,6 @@
 //! The command line: one file a command, each with an `Args` and a `run`.
 
+pub mod distill;
 pub mod pull;
 pub mod serve;
 
@@ -39,6 +40,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Serve(Box<serve::Args>),
+    Distill(distill::Args),
     Pull(pull::Args),
 }
 
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
     }
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
+        Command::Distill(args) => distill::run(args),
         Command::Pull(args) => pull::run(args).map_err(Into::into),
     };
     match outcome {

@@ -3,9 +3,13 @@
 pub mod dataset;
 pub mod evaluation;
 pub mod gate;
+pub mod models;
+pub mod pass;
 pub mod progress;
 pub mod report;
 pub mod rng;
 pub mod runner;
 pub mod spec;
 pub mod training;
+
+pub use pass::PassError;

@@ -76,6 +76,29 @@ pub struct Segment<'a> {
     pub weights: &'a TaskWeights,
 }
 
+/// Dropout of one share of a training batch. Masks go by an element's place in the whole batch, so
+/// that they are the same however the batch is shared out.
+#[derive(Clone, Copy, Debug)]
+pub struct ShareDropout {
+    /// Probability of an element to be dropped, below 1.
+    pub rate: f64,
+    /// Differs for every step.
+    pub seed: u64,
+    /// Place in the whole batch of the share's first token and first sequence.
+    pub first_token: usize,
+    pub first_sequence: usize,
+}
+
+impl ShareDropout {
+    fn of_rows(self, first_row: usize) -> Dropout {
+        Dropout {
+            rate: self.rate,
+            seed: self.seed,
+            first_row,
+        }
+    }
+}
+
 impl Encoder {
     /// Reads a folder in Hugging Face's layout: `config.json` and `model.safetensors`.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, EncoderError> {
@@ -160,9 +183,23 @@ impl Encoder {
         self.word.device()
     }
 
+    /// The pooler that came with the encoder (BERT).
+    pub fn pooler(&self) -> Option<&ops::Linear> {
+        self.pooler.as_ref()
+    }
+
     /// Every linear that LoRA may target, in the network's order.
     pub fn linears(&self) -> &[LinearSpec] {
         &self.linears
+    }
+
+    /// This family's names for LoRA targets given as `query`, `key` and `value`.
+    pub fn native_targets(&self, targets: &[String]) -> Vec<String> {
+        let names = Names::of(self.config.family);
+        targets
+            .iter()
+            .map(|target| names.native(target).to_owned())
+            .collect()
     }
 
     /// One row of logits a sequence, in the batch's order.
@@ -187,13 +224,15 @@ impl Encoder {
         &self,
         batch: &PackedBatch,
         segments: &[Segment<'_>],
-        dropout: Option<Dropout>,
+        dropout: Option<ShareDropout>,
     ) -> Result<Vec<Tensor>, EncoderError> {
         self.check(batch, segments)?;
         if segments.is_empty() {
             return Ok(Vec::new());
         }
-        let hidden = self.hidden(batch, segments, dropout)?;
+        let over_tokens = dropout.map(|dropout| dropout.of_rows(dropout.first_token));
+        let over_sequences = dropout.map(|dropout| dropout.of_rows(dropout.first_sequence));
+        let hidden = self.hidden(batch, segments, over_tokens)?;
         let firsts: Vec<u32> = batch.offsets[..batch.sequences()]
             .iter()
             .map(|start| *start as u32)
@@ -207,7 +246,7 @@ impl Encoder {
                 let first = first.narrow(0, start, end - start)?;
                 segment
                     .weights
-                    .head_logits(self.pooler.as_ref(), &first, dropout)
+                    .head_logits(self.pooler.as_ref(), &first, over_sequences)
             })
             .collect()
     }

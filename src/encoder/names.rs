@@ -41,6 +41,17 @@ impl Names {
         }
     }
 
+    /// The family's own spelling of BERT's `query`, `key` and `value`; other names as they are.
+    pub(super) fn native<'a>(&self, target: &'a str) -> &'a str {
+        let last = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
+        match target {
+            "query" => last(self.query),
+            "key" => last(self.key),
+            "value" => last(self.value),
+            other => other,
+        }
+    }
+
     /// The linears of a layer, in the network's order.
     pub(super) fn linears(&self, config: &EncoderConfig, index: usize) -> Vec<LinearSpec> {
         let hidden = config.hidden_size;

@@ -35,6 +35,10 @@ impl Weights {
             .collect()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+        self.0.iter()
+    }
+
     pub fn find(&self, name: &str) -> Option<&Tensor> {
         self.0.get(name)
     }

@@ -16,33 +16,47 @@ pub enum Activation {
 
 impl Activation {
     pub(super) fn apply(self, values: &mut [f32]) {
-        vectorize(
-            #[inline(always)]
-            || match self {
-                Self::None => {}
-                Self::Gelu => values.iter_mut().for_each(|x| *x = gelu(*x)),
-                Self::Tanh => values.iter_mut().for_each(|x| *x = tanh(*x)),
-                Self::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
-            },
-        );
+        match self {
+            Self::None => {}
+            Self::Gelu => map(values, gelu),
+            Self::Tanh => map(values, tanh),
+            Self::Relu => map(values, |x| x.max(0.0)),
+        }
     }
 
     /// Multiplies `gradient` by the derivative at the pre-activations `x`.
     fn backward(self, x: &[f32], gradient: &mut [f32]) {
-        let pairs = gradient.iter_mut().zip(x);
-        vectorize(
-            #[inline(always)]
-            || match self {
-                Self::None => {}
-                Self::Gelu => pairs.for_each(|(g, x)| *g *= gelu_derivative(*x)),
-                Self::Tanh => pairs.for_each(|(g, x)| {
-                    let y = tanh(*x);
-                    *g *= 1.0 - y * y;
-                }),
-                Self::Relu => pairs.for_each(|(g, x)| *g = if *x > 0.0 { *g } else { 0.0 }),
-            },
-        );
+        match self {
+            Self::None => {}
+            Self::Gelu => multiply_by(gradient, x, gelu_derivative),
+            Self::Tanh => multiply_by(gradient, x, |x| 1.0 - tanh(x) * tanh(x)),
+            Self::Relu => multiply_by(gradient, x, |x| if x > 0.0 { 1.0 } else { 0.0 }),
+        }
     }
+}
+
+// Plain loops: iterator adapters would be compiled apart, for the baseline instruction set.
+
+fn map(values: &mut [f32], f: impl Fn(f32) -> f32) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for x in values {
+                *x = f(*x);
+            }
+        },
+    );
+}
+
+fn multiply_by(gradient: &mut [f32], x: &[f32], derivative: impl Fn(f32) -> f32) {
+    vectorize(
+        #[inline(always)]
+        || {
+            for (g, x) in gradient.iter_mut().zip(x) {
+                *g *= derivative(*x);
+            }
+        },
+    );
 }
 
 #[inline(always)]

@@ -121,7 +121,7 @@ impl AttentionShape {
         }
         vectorize(
             #[inline(always)]
-            || p.chunks_exact_mut(len).for_each(|row| softmax(row)),
+            || p.chunks_exact_mut(len).for_each(softmax),
         );
     }
 

@@ -1,6 +1,10 @@
 //! What the black-box tests share: a server made of the golden files, and a way to talk to it.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of it"
+)]
 
 use std::ffi::OsStr;
 use std::fs;

@@ -96,6 +96,16 @@ pub struct FinetuneSpec {
     /// Defaults: 3e-4 for LoRA, 3e-5 for full fine-tuning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
+    /// LoRA of the teacher; rank 8 on every linear by default.
+    #[serde(default = "teacher_lora")]
+    pub lora: LoraSpec,
+}
+
+fn teacher_lora() -> LoraSpec {
+    LoraSpec {
+        targets: vec![crate::adapter::ALL_LINEAR.into()],
+        ..LoraSpec::default()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

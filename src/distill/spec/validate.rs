@@ -54,7 +54,7 @@ impl DistillSpec {
         if let Some(teacher) = &self.teacher {
             check.teacher(teacher);
         }
-        check.lora(&self.lora);
+        check.lora("lora", &self.lora);
         check.training(&self.training);
         check.number("gate.keep", self.gate.keep, 0.0..=1.5);
         if check.fields.is_empty() {
@@ -192,8 +192,10 @@ impl Check {
             mode: _,
             epochs,
             learning_rate,
+            lora,
         }) = &teacher.finetune
         {
+            self.lora("teacher.finetune.lora", lora);
             self.count("teacher.finetune.epochs", *epochs, 1..=100);
             if let Some(rate) = learning_rate {
                 self.below_one("teacher.finetune.learning_rate", *rate, false);
@@ -201,19 +203,19 @@ impl Check {
         }
     }
 
-    fn lora(&mut self, lora: &LoraSpec) {
-        self.count("lora.r", lora.r, 1..=256);
-        self.positive("lora.alpha", lora.alpha, 4_096.0);
-        self.below_one("lora.dropout", lora.dropout, true);
+    fn lora(&mut self, at: &str, lora: &LoraSpec) {
+        self.count(&format!("{at}.r"), lora.r, 1..=256);
+        self.positive(&format!("{at}.alpha"), lora.alpha, 4_096.0);
+        self.below_one(&format!("{at}.dropout"), lora.dropout, true);
         if lora.targets.is_empty() || lora.targets.len() > MAX_TARGETS {
             self.fail(
-                "lora.targets",
+                &format!("{at}.targets"),
                 format!("a list of {}", lora.targets.len()),
                 format!("must hold 1 to {MAX_TARGETS} module names, or \"all-linear\""),
             );
         }
         for (i, target) in lora.targets.iter().take(MAX_TARGETS).enumerate() {
-            self.name(&format!("lora.targets[{i}]"), target, 256);
+            self.name(&format!("{at}.targets[{i}]"), target, 256);
         }
     }
 

@@ -13,3 +13,6 @@ pub use predict::{predict, share_out};
 pub use schedule::learning_rate;
 pub use trainee::Trainee;
 pub use trainer::{Example, Learning, TrainError, train};
+
+#[cfg(test)]
+mod tests;

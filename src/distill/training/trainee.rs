@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use crate::adapter::ALL_LINEAR;
+use crate::adapter::{ALL_LINEAR, AdapterConfig, AdapterFolder, TaskConfig};
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::LoraSpec;
 use crate::encoder::{
     Encoder, EncoderConfig, EncoderError, Family, LinearSpec, LoraModule, TaskWeights, Weights,
 };
+use crate::ops::Linear;
 
 /// Standard deviation of a fresh head's weights, as in BERT's initialisation.
 const HEAD_DEVIATION: f32 = 0.02;
@@ -27,11 +28,11 @@ pub struct Trainee {
 }
 
 enum Base {
-    /// The encoder is frozen; these linears have LoRA with this scale.
+    /// The encoder is frozen; these linears have LoRA.
     Frozen {
         encoder: Arc<Encoder>,
         linears: Vec<String>,
-        scale: f64,
+        lora: LoraSpec,
     },
     /// Everything trains.
     Full(EncoderConfig),
@@ -45,15 +46,15 @@ impl Trainee {
     /// No linear has a targeted name.
     pub fn lora(
         encoder: Arc<Encoder>,
-        weights: &Weights,
         lora: &LoraSpec,
         labels: usize,
         seed: u64,
     ) -> Result<Self, EncoderError> {
+        let targets = encoder.native_targets(&lora.targets);
         let targeted: Vec<&LinearSpec> = encoder
             .linears()
             .iter()
-            .filter(|linear| is_target(&linear.name, &lora.targets))
+            .filter(|linear| is_target(&linear.name, &targets))
             .collect();
         if targeted.is_empty() {
             return Err(EncoderError::Unsupported(format!(
@@ -73,13 +74,16 @@ impl Trainee {
             variables.insert(format!("{}.lora_B.weight", linear.name), b);
         }
         let linears = targeted.iter().map(|linear| linear.name.clone()).collect();
-        variables.extend(init.head(encoder.config(), weights, labels)?);
+        variables.extend(init.head(encoder.config(), encoder.pooler(), labels)?);
         Ok(Self {
             variables,
             base: Base::Frozen {
                 encoder,
                 linears,
-                scale: lora.alpha / lora.r as f64,
+                lora: LoraSpec {
+                    targets,
+                    ..lora.clone()
+                },
             },
         })
     }
@@ -91,12 +95,16 @@ impl Trainee {
         labels: usize,
         seed: u64,
     ) -> Result<Self, EncoderError> {
-        let device = Device::Cpu;
+        let encoder = Encoder::new(config.clone(), weights)?;
         let mut variables = BTreeMap::new();
         for (name, tensor) in weights.encoder() {
-            variables.insert(name.clone(), Var::from_tensor(tensor)?);
+            // MPNet's head has a dense layer of its own; a pooler in the file takes no part.
+            if config.family == Family::Bert || !name.starts_with("pooler.") {
+                variables.insert(name.clone(), Var::from_tensor(tensor)?);
+            }
         }
-        variables.extend(Initialiser::new(seed, &device).head(&config, weights, labels)?);
+        let mut init = Initialiser::new(seed, encoder.device());
+        variables.extend(init.head(&config, encoder.pooler(), labels)?);
         Ok(Self {
             variables,
             base: Base::Full(config),
@@ -130,7 +138,7 @@ impl Trainee {
             Base::Frozen {
                 encoder,
                 linears,
-                scale,
+                lora,
             } => {
                 let mut take = |name: String| {
                     tensors
@@ -143,7 +151,7 @@ impl Trainee {
                         a: take(format!("{name}.lora_A.weight"))?,
                         b: take(format!("{name}.lora_B.weight"))?,
                         name: name.clone(),
-                        scale: *scale,
+                        scale: lora.alpha / lora.r as f64,
                     });
                 }
                 let task = TaskWeights::new(encoder, modules, tensors)?;
@@ -156,6 +164,51 @@ impl Trainee {
                 Ok((Arc::new(encoder), task))
             }
         }
+    }
+
+    /// Trained weights as a PEFT folder; `None` after full fine-tuning, which has no adapter.
+    pub fn adapter(
+        &self,
+        tensors: &BTreeMap<String, Tensor>,
+        task: TaskConfig,
+    ) -> Option<AdapterFolder> {
+        let Base::Frozen {
+            encoder,
+            linears,
+            lora,
+        } = &self.base
+        else {
+            return None;
+        };
+        let family = encoder.config().family;
+        // `all-linear` leaves out the pooler, which trains whole: the names say so.
+        let targets = match lora.targets.iter().any(|target| target == ALL_LINEAR) {
+            true => linears
+                .iter()
+                .map(|name| format!("{}.{name}", family.name()))
+                .collect(),
+            false => lora.targets.clone(),
+        };
+        let mut config = AdapterConfig::new(
+            lora.r,
+            lora.alpha,
+            lora.dropout,
+            targets,
+            task.base_model.clone(),
+        );
+        if family == Family::Bert {
+            config.modules_to_save.push("pooler".into());
+        }
+        // The classifier stands beside the encoder, everything else in it.
+        let name = |name: &str| match name.starts_with("classifier.") {
+            true => name.to_owned(),
+            false => format!("{}.{name}", family.name()),
+        };
+        Some(AdapterFolder {
+            config,
+            task,
+            tensors: tensors.iter().map(|(n, t)| (name(n), t.clone())).collect(),
+        })
     }
 
     /// A copy of the variables' values.
@@ -232,7 +285,7 @@ impl<'a> Initialiser<'a> {
     fn head(
         &mut self,
         config: &EncoderConfig,
-        weights: &Weights,
+        pooler: Option<&Linear>,
         labels: usize,
     ) -> candle_core::Result<Vec<(String, Var)>> {
         let hidden = config.hidden_size;
@@ -240,19 +293,14 @@ impl<'a> Initialiser<'a> {
             Family::Bert => ("pooler.dense", "classifier"),
             Family::Mpnet => ("classifier.dense", "classifier.out_proj"),
         };
-        let pretrained = |name: &str| match config.family {
-            Family::Bert => weights.find(name),
-            Family::Mpnet => None,
-        };
-        let weight = format!("{dense}.weight");
-        let bias = format!("{dense}.bias");
-        let dense = match (pretrained(&weight), pretrained(&bias)) {
-            (Some(w), Some(b)) => (Var::from_tensor(w)?, Var::from_tensor(b)?),
+        let pretrained = pooler.and_then(|p| Some((&p.weight, p.bias.as_ref()?)));
+        let (weight, bias) = match (config.family, pretrained) {
+            (Family::Bert, Some((w, b))) => (Var::from_tensor(w)?, Var::from_tensor(b)?),
             _ => (self.normal(&[hidden, hidden])?, self.zeros(&[hidden])?),
         };
         Ok(vec![
-            (weight, dense.0),
-            (bias, dense.1),
+            (format!("{dense}.weight"), weight),
+            (format!("{dense}.bias"), bias),
             (
                 format!("{projection}.weight"),
                 self.normal(&[labels, hidden])?,

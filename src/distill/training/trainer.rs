@@ -18,8 +18,7 @@ use crate::distill::progress::Step;
 use crate::distill::report::{EpochSummary, TrainingSummary};
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::TrainingSpec;
-use crate::encoder::{EncoderError, Segment};
-use crate::ops::Dropout;
+use crate::encoder::{EncoderError, Segment, ShareDropout};
 use crate::text::{PackedBatch, Sequence};
 
 /// A tokenised row with what it is to be learnt from.
@@ -61,6 +60,9 @@ pub enum TrainError {
 
 /// Steps between two lines of progress.
 const PROGRESS_STEPS: usize = 5;
+
+/// Stream of random numbers that seeds the dropout of each step.
+const DROPOUT: u64 = u64::MAX;
 
 /// Trains, and returns the weights of the epoch with the best score on the validation examples
 /// (the last epoch, if none has a label).
@@ -175,8 +177,14 @@ impl Run<'_> {
         let lengths: Vec<usize> = batch.iter().map(|e| e.sequence.ids.len()).collect();
         let shares = share_out(&lengths, self.learning.threads);
         let results = in_parallel(shares.len(), |i| {
-            let first_row = lengths[..shares[i].start].iter().sum();
-            self.share(&batch[shares[i].clone()], first_row)
+            let first = shares[i].start;
+            let dropout = ShareDropout {
+                rate: self.learning.dropout,
+                seed: CounterRng::new(spec.seed, DROPOUT).u64_at(self.step as u64),
+                first_token: lengths[..first].iter().sum(),
+                first_sequence: first,
+            };
+            self.share(&batch[shares[i].clone()], dropout)
         })?;
         let mut loss = 0.0;
         let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
@@ -207,19 +215,13 @@ impl Run<'_> {
         Ok(loss)
     }
 
-    /// Forward and backward of some examples; `first_row` is their first token's place in the
-    /// batch, which dropout goes by.
-    fn share(&self, examples: &[&Example], first_row: usize) -> Result<Share, TrainError> {
+    /// Forward and backward of some examples.
+    fn share(&self, examples: &[&Example], dropout: ShareDropout) -> Result<Share, TrainError> {
         let batch = PackedBatch::new(examples.iter().map(|example| &example.sequence));
         let (encoder, weights) = self.trainee.network()?;
         let segment = Segment {
             sequences: 0..batch.sequences(),
             weights: &weights,
-        };
-        let dropout = Dropout {
-            rate: self.learning.dropout,
-            seed: CounterRng::new(self.learning.spec.seed, u64::MAX).u64_at(self.step as u64),
-            first_row,
         };
         let logits = encoder.forward(&batch, &[segment], Some(dropout))?;
         let labels: Vec<Option<&Label>> = examples.iter().map(|e| e.label.as_ref()).collect();

@@ -1,0 +1,153 @@
+//! Students and teachers: found, loaded, tokenised for, sized.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::PassError;
+use super::dataset::{KnownTask, Row};
+use super::report::ModelSize;
+use super::spec::TeacherSpec;
+use crate::adapter::{AdapterFolder, Classifier, TaskConfig};
+use crate::encoder::{Encoder, TaskWeights};
+use crate::hub;
+use crate::text::{Sequence, Tokenizer};
+
+/// Where a pass finds models.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Catalog name or folder of the student's encoder.
+    pub student: String,
+    /// Cache of fetched encoders.
+    pub cache: PathBuf,
+    /// Ready-made adapters: `{task}/teacher` holds a teacher's.
+    pub adapters: PathBuf,
+    /// Cores for training and prediction.
+    pub threads: usize,
+}
+
+/// An encoder with its tokenizer.
+pub struct Base {
+    pub name: String,
+    pub dir: PathBuf,
+    pub encoder: Arc<Encoder>,
+    pub tokenizer: Tokenizer,
+}
+
+impl Base {
+    /// Loads a catalog entry, fetched if it is not there, or a folder.
+    pub fn load(name: &str, places: &Places) -> Result<Self, PassError> {
+        let dir = hub::pull(name, &places.cache, false)?;
+        Ok(Self {
+            name: name.to_owned(),
+            encoder: Arc::new(Encoder::load(&dir, &Device::Cpu)?),
+            tokenizer: Tokenizer::load(&dir)?,
+            dir,
+        })
+    }
+
+    /// Tokens that the rows of a pass are cut to: the asked length, or the encoder's own limit.
+    pub fn max_length(&self, asked: usize) -> usize {
+        asked.min(self.encoder.config().max_sequence_length())
+    }
+
+    /// Tokenised rows, in order.
+    pub fn sequences<'a>(
+        &self,
+        rows: impl Iterator<Item = &'a Row>,
+        max_length: usize,
+    ) -> Result<Vec<Sequence>, PassError> {
+        rows.map(|row| Ok(self.tokenizer.encode(&row.input, max_length, true)?))
+            .collect()
+    }
+
+    /// The size of this encoder with `weights` on top, which stand in the folder `adapter`.
+    pub fn size(
+        &self,
+        weights: &TaskWeights,
+        trainable: Option<usize>,
+        adapter_bytes: Option<u64>,
+    ) -> ModelSize {
+        ModelSize {
+            encoder: self.name.clone(),
+            parameters: self.encoder.parameters() + weights.parameters(),
+            trainable,
+            encoder_bytes: file_bytes(&self.dir.join("model.safetensors")),
+            adapter_bytes,
+        }
+    }
+}
+
+/// Size of a file, 0 if there is none.
+pub fn file_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+/// What a teacher is before the data is read.
+pub enum TeacherSource {
+    /// A classifier that answers as it is.
+    Trained {
+        classifier: Classifier,
+        adapter_bytes: Option<u64>,
+    },
+    /// An encoder that is fine-tuned first.
+    Untrained,
+}
+
+/// A teacher's encoder and what stands on it.
+pub struct Teacher {
+    pub base: Base,
+    pub source: TeacherSource,
+}
+
+impl Teacher {
+    pub fn load(spec: &TeacherSpec, places: &Places) -> Result<Self, PassError> {
+        let mut base = Base::load(&spec.model, places)?;
+        if let Some(adapter) = &spec.adapter {
+            let dir = adapter_folder(adapter, places);
+            let folder = AdapterFolder::read(&dir)?;
+            let classifier = Classifier::from_adapter(base.encoder.clone(), &folder)?;
+            let source = TeacherSource::Trained {
+                classifier,
+                adapter_bytes: Some(file_bytes(&dir.join("adapter_model.safetensors"))),
+            };
+            return Ok(Self { base, source });
+        }
+        if spec.finetune.is_some() {
+            let source = TeacherSource::Untrained;
+            return Ok(Self { base, source });
+        }
+        let classifier = Classifier::load(&base.dir, &Device::Cpu)?;
+        base.encoder = classifier.encoder.clone();
+        let source = TeacherSource::Trained {
+            classifier,
+            adapter_bytes: None,
+        };
+        Ok(Self { base, source })
+    }
+
+    /// The task of a teacher that is a classifier already.
+    pub fn known_task(&self) -> Option<KnownTask> {
+        match &self.source {
+            TeacherSource::Trained { classifier, .. } => Some(known(&classifier.task)),
+            TeacherSource::Untrained => None,
+        }
+    }
+}
+
+fn known(task: &TaskConfig) -> KnownTask {
+    KnownTask {
+        problem_type: task.problem_type,
+        labels: task.labels.clone(),
+    }
+}
+
+/// Folder of a teacher's adapter: a ready-made one by its task's name, or a path.
+pub fn adapter_folder(name: &str, places: &Places) -> PathBuf {
+    let ready_made = places.adapters.join(name).join("teacher");
+    match ready_made.is_dir() {
+        true => ready_made,
+        false => PathBuf::from(name),
+    }
+}
