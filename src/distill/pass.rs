@@ -208,7 +208,7 @@ impl Pass<'_> {
         let (encoder, weights) = trainee.network_of(best.clone())?;
         base.encoder = encoder;
         let task = self.task_config(base, &training);
-        let adapter_bytes = match (trainee.adapter(&best, task), teacher_out) {
+        let adapter_bytes = match (trainee.adapter(&best, task)?, teacher_out) {
             (Some(adapter), Some(dir)) => {
                 adapter.write(dir)?;
                 Some(file_bytes(&dir.join("adapter_model.safetensors")))
@@ -339,7 +339,7 @@ impl Pass<'_> {
         self.stage(Stage::Evaluation);
         let answers = self.answers(&student.encoder, &weights, &sequences)?;
         let task = self.task_config(&student, &spec.training);
-        let Some(adapter) = trainee.adapter(&best, task) else {
+        let Some(adapter) = trainee.adapter(&best, task)? else {
             return Err(AdapterError::NoLora.into());
         };
         let adapter_bytes = Some(4 * adapter.parameters() as u64);

@@ -282,7 +282,12 @@ fn the_adapter_that_is_written_answers_like_the_trained_network() {
         };
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("adapter");
-        trainee.adapter(&best, task).unwrap().write(&dir).unwrap();
+        trainee
+            .adapter(&best, task)
+            .unwrap()
+            .unwrap()
+            .write(&dir)
+            .unwrap();
         let read = crate::adapter::AdapterFolder::read(&dir).unwrap();
 
         let (encoder, weights) = trainee.network_of(best).unwrap();

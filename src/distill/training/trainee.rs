@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use crate::adapter::{ALL_LINEAR, AdapterConfig, AdapterFolder, TaskConfig};
+use crate::adapter::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::LoraSpec;
 use crate::encoder::{
@@ -32,7 +32,7 @@ enum Base {
     Frozen {
         encoder: Arc<Encoder>,
         linears: Vec<String>,
-        lora: LoraSpec,
+        config: AdapterConfig,
     },
     /// Everything trains.
     Full(EncoderConfig),
@@ -50,12 +50,17 @@ impl Trainee {
         labels: usize,
         seed: u64,
     ) -> Result<Self, EncoderError> {
-        let targets = encoder.native_targets(&lora.targets);
-        let targeted: Vec<&LinearSpec> = encoder
-            .linears()
-            .iter()
-            .filter(|linear| is_target(&linear.name, &targets))
-            .collect();
+        let mut config = AdapterConfig::new(
+            lora.r,
+            lora.alpha,
+            lora.dropout,
+            encoder.native_targets(&lora.targets),
+            None,
+        );
+        if encoder.config().family == Family::Bert {
+            config.modules_to_save.push("pooler".into());
+        }
+        let targeted = config.target_linears(&encoder);
         if targeted.is_empty() {
             return Err(EncoderError::Unsupported(format!(
                 "no linear of the encoder is named {}; it has {}",
@@ -80,10 +85,7 @@ impl Trainee {
             base: Base::Frozen {
                 encoder,
                 linears,
-                lora: LoraSpec {
-                    targets,
-                    ..lora.clone()
-                },
+                config,
             },
         })
     }
@@ -132,29 +134,16 @@ impl Trainee {
     /// The network over detached tensors, such as a [snapshot](Self::snapshot).
     pub fn network_of(
         &self,
-        mut tensors: BTreeMap<String, Tensor>,
+        tensors: BTreeMap<String, Tensor>,
     ) -> Result<(Arc<Encoder>, TaskWeights), EncoderError> {
         match &self.base {
             Base::Frozen {
                 encoder,
                 linears,
-                lora,
+                config,
             } => {
-                let mut take = |name: String| {
-                    tensors
-                        .remove(&name)
-                        .ok_or(EncoderError::MissingWeight { name })
-                };
-                let mut modules = Vec::with_capacity(linears.len());
-                for name in linears {
-                    modules.push(LoraModule {
-                        a: take(format!("{name}.lora_A.weight"))?,
-                        b: take(format!("{name}.lora_B.weight"))?,
-                        name: name.clone(),
-                        scale: lora.alpha / lora.r as f64,
-                    });
-                }
-                let task = TaskWeights::new(encoder, modules, tensors)?;
+                let (modules, head) = adapted(encoder, linears, config, tensors)?;
+                let task = TaskWeights::new(encoder, modules, head)?;
                 Ok((encoder.clone(), task))
             }
             Base::Full(config) => {
@@ -171,44 +160,21 @@ impl Trainee {
         &self,
         tensors: &BTreeMap<String, Tensor>,
         task: TaskConfig,
-    ) -> Option<AdapterFolder> {
+    ) -> Result<Option<AdapterFolder>, AdapterError> {
         let Base::Frozen {
             encoder,
             linears,
-            lora,
+            config,
         } = &self.base
         else {
-            return None;
+            return Ok(None);
         };
-        let family = encoder.config().family;
-        // `all-linear` leaves out the pooler, which trains whole: the names say so.
-        let targets = match lora.targets.iter().any(|target| target == ALL_LINEAR) {
-            true => linears
-                .iter()
-                .map(|name| format!("{}.{name}", family.name()))
-                .collect(),
-            false => lora.targets.clone(),
+        let (modules, head) = adapted(encoder, linears, config, tensors.clone())?;
+        let config = AdapterConfig {
+            base_model_name_or_path: task.base_model.clone(),
+            ..config.clone()
         };
-        let mut config = AdapterConfig::new(
-            lora.r,
-            lora.alpha,
-            lora.dropout,
-            targets,
-            task.base_model.clone(),
-        );
-        if family == Family::Bert {
-            config.modules_to_save.push("pooler".into());
-        }
-        // The classifier stands beside the encoder, everything else in it.
-        let name = |name: &str| match name.starts_with("classifier.") {
-            true => name.to_owned(),
-            false => format!("{}.{name}", family.name()),
-        };
-        Some(AdapterFolder {
-            config,
-            task,
-            tensors: tensors.iter().map(|(n, t)| (name(n), t.clone())).collect(),
-        })
+        AdapterFolder::from_weights(encoder, config, task, &modules, &head).map(Some)
     }
 
     /// A copy of the variables' values.
@@ -220,13 +186,28 @@ impl Trainee {
     }
 }
 
-fn is_target(name: &str, targets: &[String]) -> bool {
-    targets.iter().any(|target| {
-        if target == ALL_LINEAR {
-            return name != "pooler.dense";
-        }
-        name == target || name.ends_with(&format!(".{target}"))
-    })
+/// Parts tensors into the LoRA of the linears and the head.
+fn adapted(
+    encoder: &Encoder,
+    linears: &[String],
+    config: &AdapterConfig,
+    mut tensors: BTreeMap<String, Tensor>,
+) -> Result<(Vec<LoraModule>, BTreeMap<String, Tensor>), EncoderError> {
+    let family = encoder.config().family.name();
+    let mut take = |name: String| match tensors.remove(&name) {
+        Some(tensor) => Ok(tensor),
+        None => Err(EncoderError::MissingWeight { name }),
+    };
+    let mut modules = Vec::with_capacity(linears.len());
+    for name in linears {
+        modules.push(LoraModule {
+            a: take(format!("{name}.lora_A.weight"))?,
+            b: take(format!("{name}.lora_B.weight"))?,
+            scale: config.scale(&format!("{family}.{name}")),
+            name: name.clone(),
+        });
+    }
+    Ok((modules, tensors))
 }
 
 /// The last components of the linears' names, each once.
