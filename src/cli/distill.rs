@@ -47,6 +47,9 @@ pub struct Args {
         value_name = "DIR"
     )]
     adapters: PathBuf,
+    /// Keep teachers' answers here between passes.
+    #[arg(long, value_name = "DIR")]
+    state_cache: Option<PathBuf>,
     /// Cores to use [default: all].
     #[arg(long, env = "KDLORA_THREADS", value_name = "N")]
     threads: Option<usize>,
@@ -72,6 +75,7 @@ pub fn run(args: Args) -> Result<(), CommandError> {
         student: args.student,
         cache,
         adapters: args.adapters,
+        teacher_cache: args.state_cache,
         threads,
     };
     let spec: DistillSpec = serde_json::from_slice(&std::fs::read(&args.spec)?)?;

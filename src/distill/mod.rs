@@ -10,6 +10,7 @@ pub mod report;
 pub mod rng;
 pub mod runner;
 pub mod spec;
+pub mod teacher_cache;
 pub mod training;
 
 pub use pass::PassError;

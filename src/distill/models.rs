@@ -14,6 +14,11 @@ use crate::encoder::{Encoder, TaskWeights};
 use crate::hub;
 use crate::text::{Sequence, Tokenizer};
 
+/// Weights of an encoder, in its folder.
+const ENCODER_WEIGHTS: &str = "model.safetensors";
+/// Weights of an adapter, in its folder.
+pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
 /// Where a pass finds models.
 #[derive(Clone, Debug)]
 pub struct Places {
@@ -23,6 +28,8 @@ pub struct Places {
     pub cache: PathBuf,
     /// Ready-made adapters: `{task}/teacher` holds a teacher's.
     pub adapters: PathBuf,
+    /// Folder in which teachers' answers are kept between passes, if they are.
+    pub teacher_cache: Option<PathBuf>,
     /// Cores for training and prediction.
     pub threads: usize,
 }
@@ -73,7 +80,7 @@ impl Base {
             encoder: self.name.clone(),
             parameters: self.encoder.parameters() + weights.parameters(),
             trainable,
-            encoder_bytes: file_bytes(&self.dir.join("model.safetensors")),
+            encoder_bytes: file_bytes(&self.dir.join(ENCODER_WEIGHTS)),
             adapter_bytes,
         }
     }
@@ -90,6 +97,8 @@ pub enum TeacherSource {
     Trained {
         classifier: Classifier,
         adapter_bytes: Option<u64>,
+        /// What its answers depend on.
+        files: Vec<PathBuf>,
     },
     /// An encoder that is fine-tuned first.
     Untrained,
@@ -108,9 +117,15 @@ impl Teacher {
             let dir = adapter_folder(adapter, places);
             let folder = AdapterFolder::read(&dir)?;
             let classifier = Classifier::from_adapter(base.encoder.clone(), &folder)?;
+            let weights = dir.join(ADAPTER_WEIGHTS);
             let source = TeacherSource::Trained {
                 classifier,
-                adapter_bytes: Some(file_bytes(&dir.join("adapter_model.safetensors"))),
+                adapter_bytes: Some(file_bytes(&weights)),
+                files: vec![
+                    base.dir.join(ENCODER_WEIGHTS),
+                    weights,
+                    dir.join("adapter_config.json"),
+                ],
             };
             return Ok(Self { base, source });
         }
@@ -123,6 +138,7 @@ impl Teacher {
         let source = TeacherSource::Trained {
             classifier,
             adapter_bytes: None,
+            files: vec![base.dir.join(ENCODER_WEIGHTS)],
         };
         Ok(Self { base, source })
     }

@@ -12,13 +12,14 @@ use super::evaluation::{
     EvaluationError, calibrate, evaluate, likeness, majority, measure_interleaved, teacher_answers,
 };
 use super::gate::Gate;
-use super::models::{Base, Places, Teacher, TeacherSource, file_bytes};
+use super::models::{ADAPTER_WEIGHTS, Base, Places, Teacher, TeacherSource, file_bytes};
 use super::progress::{Event, Stage, Step};
 use super::report::{
     DataSummary, Latency, ModelSize, PeakMemory, Reference, Report, ReportError, TrainingSummary,
     share_kept, timestamp,
 };
 use super::spec::{DistillSpec, FinetuneMode, FinetuneSpec, SpecError, TrainingSpec};
+use super::teacher_cache::TeacherCache;
 use super::training::{Example, Learning, TrainError, Trainee, predict, train};
 use crate::adapter::{AdapterError, AdapterFolder, TaskConfig, write_folder};
 use crate::encoder::{Encoder, EncoderConfig, EncoderError, Segment, TaskWeights, Weights};
@@ -33,6 +34,9 @@ const LATENCY_WARM_UP: usize = 2;
 /// Learning rates of a teacher's fine-tuning where the request has none.
 const LORA_LEARNING_RATE: f64 = 3e-4;
 const FULL_LEARNING_RATE: f64 = 3e-5;
+
+/// Answers of a teacher that are computed between two writes of the cache.
+const CACHED_AT_ONCE: usize = 1_000;
 
 /// Why a pass ended without a version.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +59,8 @@ pub enum PassError {
     Evaluation(#[from] EvaluationError),
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error("cannot use the cache of the teacher's answers")]
+    Cache(#[from] std::io::Error),
     #[error("the output folder {0} exists already")]
     OutputExists(PathBuf),
 }
@@ -120,6 +126,39 @@ struct Taught {
     training: Option<TrainingSummary>,
 }
 
+/// How far the answering of sequences is.
+struct Answering {
+    start: Instant,
+    sequences: usize,
+    tokens: usize,
+    total: usize,
+}
+
+impl Answering {
+    fn of(total: usize) -> Self {
+        Self {
+            start: Instant::now(),
+            sequences: 0,
+            tokens: 0,
+            total,
+        }
+    }
+
+    fn add(&mut self, sequences: usize, tokens: usize) -> Step {
+        self.sequences += sequences;
+        self.tokens += tokens;
+        let seconds = self.start.elapsed().as_secs_f64();
+        let left = self.total - self.sequences;
+        Step {
+            step: self.sequences,
+            steps: self.total,
+            loss: None,
+            tokens_per_second: self.tokens as f64 / seconds,
+            eta_seconds: seconds / self.sequences as f64 * left as f64,
+        }
+    }
+}
+
 /// Test rows' labels: the given ones, or the teacher's answers where there are none.
 struct TestLabels {
     reference: Reference,
@@ -137,14 +176,19 @@ impl Pass<'_> {
         let max_length = base.max_length(self.spec.training.max_length);
         let sequences = base.sequences(self.data.rows(), max_length)?;
         let finetune = self.spec.teacher.as_ref().and_then(|t| t.finetune.as_ref());
+        let mut cache = None;
         let (weights, size, training) = match (source, finetune) {
             (
                 TeacherSource::Trained {
                     classifier,
                     adapter_bytes,
+                    files,
                 },
                 _,
             ) => {
+                if let Some(folder) = &self.places.teacher_cache {
+                    cache = Some(TeacherCache::open(folder, &files, max_length)?);
+                }
                 let weights = classifier.weights;
                 let size = base.size(&weights, None, adapter_bytes);
                 (weights, size, None)
@@ -159,7 +203,7 @@ impl Pass<'_> {
             }
         };
         self.stage(Stage::TeacherLogits);
-        let mut logits = self.answers(&base.encoder, &weights, &sequences)?;
+        let mut logits = self.cached_answers(&base.encoder, &weights, &sequences, cache)?;
         for row in self.data.rows() {
             if let Some(given) = &row.teacher_logits {
                 logits[row.id].clone_from(given);
@@ -211,7 +255,7 @@ impl Pass<'_> {
         let adapter_bytes = match (trainee.adapter(&best, task)?, teacher_out) {
             (Some(adapter), Some(dir)) => {
                 adapter.write(dir)?;
-                Some(file_bytes(&dir.join("adapter_model.safetensors")))
+                Some(file_bytes(&dir.join(ADAPTER_WEIGHTS)))
             }
             (Some(adapter), None) => Some(4 * adapter.parameters() as u64),
             (None, _) => None,
@@ -272,35 +316,56 @@ impl Pass<'_> {
         )?)
     }
 
-    /// Logits of all rows by id.
-    fn answers(
+    /// Logits of all rows by id, as far as they are known from the cache, which gets the others.
+    fn cached_answers(
         &mut self,
         encoder: &Encoder,
         weights: &TaskWeights,
         sequences: &[Sequence],
+        cache: Option<TeacherCache>,
     ) -> Result<Vec<Vec<f32>>, PassError> {
-        let start = Instant::now();
-        let steps = sequences.len();
-        let state = Mutex::new((0, 0, &mut self.listener));
+        let all: Vec<&Sequence> = sequences.iter().collect();
+        let Some(mut cache) = cache else {
+            return self.answers(encoder, weights, &all);
+        };
+        let new: Vec<&Sequence> = all.into_iter().filter(|s| cache.get(s).is_none()).collect();
+        let mut answering = Answering::of(new.len());
+        for part in new.chunks(CACHED_AT_ONCE) {
+            let logits = self.part_of_answers(encoder, weights, part, &mut answering)?;
+            cache.extend(part.iter().copied().zip(&logits))?;
+        }
+        let known = |sequence| cache.get(sequence).cloned().unwrap_or_default();
+        Ok(sequences.iter().map(known).collect())
+    }
+
+    /// Logits of sequences, in order.
+    fn answers(
+        &mut self,
+        encoder: &Encoder,
+        weights: &TaskWeights,
+        sequences: &[&Sequence],
+    ) -> Result<Vec<Vec<f32>>, PassError> {
+        let mut answering = Answering::of(sequences.len());
+        self.part_of_answers(encoder, weights, sequences, &mut answering)
+    }
+
+    fn part_of_answers(
+        &mut self,
+        encoder: &Encoder,
+        weights: &TaskWeights,
+        sequences: &[&Sequence],
+        answering: &mut Answering,
+    ) -> Result<Vec<Vec<f32>>, PassError> {
+        let state = Mutex::new((answering, &mut self.listener));
         let done = |sequences: usize, tokens: usize| {
             let mut state = state.lock().unwrap_or_else(|poison| poison.into_inner());
-            state.0 += sequences;
-            state.1 += tokens;
-            let (step, tokens) = (state.0, state.1);
-            let seconds = start.elapsed().as_secs_f64();
-            state.2(Event::Step(Step {
-                step,
-                steps,
-                loss: None,
-                tokens_per_second: tokens as f64 / seconds,
-                eta_seconds: seconds / step as f64 * (steps - step) as f64,
-            }));
+            let step = state.0.add(sequences, tokens);
+            state.1(Event::Step(step));
         };
-        let references: Vec<&Sequence> = sequences.iter().collect();
         Ok(predict(
             encoder,
             weights,
-            &references,
+            sequences,
             self.places.threads,
             &done,
         )?)
@@ -337,7 +402,8 @@ impl Pass<'_> {
         let (_, weights) = trainee.network_of(best.clone())?;
 
         self.stage(Stage::Evaluation);
-        let answers = self.answers(&student.encoder, &weights, &sequences)?;
+        let all: Vec<&Sequence> = sequences.iter().collect();
+        let answers = self.answers(&student.encoder, &weights, &all)?;
         let task = self.task_config(&student, &spec.training);
         let Some(adapter) = trainee.adapter(&best, task)? else {
             return Err(AdapterError::NoLora.into());
@@ -509,7 +575,7 @@ fn write_version(
 ) -> Result<(), PassError> {
     write_folder(out, |dir| {
         adapter.write_files(dir)?;
-        let bytes = file_bytes(&dir.join("adapter_model.safetensors"));
+        let bytes = file_bytes(&dir.join(ADAPTER_WEIGHTS));
         report.student_model.adapter_bytes = Some(bytes);
         report.write(dir)?;
         Ok(())
