@@ -1,0 +1,304 @@
+//! One pass, from the request to a version's folder: data, teacher, student, evaluation, report.
+
+mod judge;
+mod teach;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use candle_core::Tensor;
+
+use super::dataset::{self, DataError, Dataset, Row, Split};
+use super::evaluation::EvaluationError;
+use super::models::{ADAPTER_WEIGHTS, Base, Places, Teacher, file_bytes};
+use super::progress::{Event, Stage, Step};
+use super::report::{PeakMemory, Report, ReportError, TrainingSummary};
+use super::spec::{DistillSpec, SpecError, TrainingSpec};
+use super::training::{Example, Learning, TrainError, Trainee, predict, train};
+use crate::adapter::{AdapterError, AdapterFolder, TaskConfig, write_folder};
+use crate::encoder::{Encoder, EncoderError, TaskWeights};
+use crate::hub::HubError;
+use crate::telemetry::memory;
+use crate::text::{Sequence, TokenizerError};
+use teach::Taught;
+
+/// Why a pass ended without a version.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error(transparent)]
+    Evaluation(#[from] EvaluationError),
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    #[error("cannot use the cache of the teacher's answers")]
+    Cache(#[from] std::io::Error),
+    #[error("the output folder {0} exists already")]
+    OutputExists(PathBuf),
+}
+
+/// Hears of everything that happens in a pass.
+pub type Listener<'a> = &'a mut (dyn FnMut(Event) + Send);
+
+/// Runs a pass. The version's folder (PEFT adapter and `report.json`) appears at `out`, whole or
+/// not at all; a teacher that was fine-tuned by LoRA is kept at `teacher_out`, if that is given.
+pub fn run(
+    spec: &DistillSpec,
+    places: &Places,
+    out: &Path,
+    teacher_out: Option<&Path>,
+    listener: Listener<'_>,
+) -> Result<Report, PassError> {
+    spec.validate()?;
+    if out.exists() {
+        return Err(PassError::OutputExists(out.to_owned()));
+    }
+    listener(Event::Stage { stage: Stage::Data });
+    let student = Base::load(&places.student, places)?;
+    let teacher = match &spec.teacher {
+        Some(teacher) => Some(Teacher::load(teacher, places)?),
+        None => None,
+    };
+    let known = teacher.as_ref().and_then(Teacher::known_task);
+    let behind = match (&teacher, &known) {
+        (None, _) => dataset::Teacher::None,
+        (Some(_), None) => dataset::Teacher::Untrained,
+        (Some(_), Some(task)) => dataset::Teacher::Trained(task),
+    };
+    let data = Dataset::load(&spec.data, spec.training.seed, behind)?;
+    let mut pass = Pass {
+        spec,
+        places,
+        data,
+        listener,
+    };
+    let taught = match teacher {
+        Some(teacher) => Some(pass.teach(teacher, teacher_out)?),
+        None => None,
+    };
+    pass.distil(student, taught, out)
+}
+
+struct Pass<'a> {
+    spec: &'a DistillSpec,
+    places: &'a Places,
+    data: Dataset,
+    listener: Listener<'a>,
+}
+
+/// How far the answering of sequences is.
+struct Answering {
+    start: Instant,
+    sequences: usize,
+    tokens: usize,
+    total: usize,
+}
+
+impl Answering {
+    fn of(total: usize) -> Self {
+        Self {
+            start: Instant::now(),
+            sequences: 0,
+            tokens: 0,
+            total,
+        }
+    }
+
+    fn add(&mut self, sequences: usize, tokens: usize) -> Step {
+        self.sequences += sequences;
+        self.tokens += tokens;
+        let seconds = self.start.elapsed().as_secs_f64();
+        let left = self.total - self.sequences;
+        Step {
+            step: self.sequences,
+            steps: self.total,
+            loss: None,
+            tokens_per_second: self.tokens as f64 / seconds,
+            eta_seconds: seconds / self.sequences as f64 * left as f64,
+        }
+    }
+}
+
+impl Pass<'_> {
+    fn stage(&mut self, stage: Stage) {
+        (self.listener)(Event::Stage { stage });
+    }
+
+    fn task_config(&self, base: &Base, training: &TrainingSpec) -> TaskConfig {
+        TaskConfig {
+            labels: self.data.label_names.clone(),
+            problem_type: self.data.task_kind,
+            max_length: base.max_length(training.max_length),
+            base_model: Some(base.name.clone()),
+        }
+    }
+
+    /// Trains on the rows that there is something to learn from.
+    fn train(
+        &mut self,
+        trainee: &Trainee,
+        sequences: &[Sequence],
+        teacher: Option<&[Vec<f32>]>,
+        training: &TrainingSpec,
+        dropout: f64,
+    ) -> Result<(BTreeMap<String, Tensor>, TrainingSummary), PassError> {
+        let examples = |rows: &[Row]| -> Vec<Example> {
+            let of = |row: &Row| Example {
+                sequence: sequences[row.id].clone(),
+                label: row.label.clone(),
+                teacher: match teacher {
+                    Some(logits) => Some(logits[row.id].clone()),
+                    None => row.teacher_logits.clone(),
+                },
+            };
+            rows.iter()
+                .map(of)
+                .filter(|example| example.label.is_some() || example.teacher.is_some())
+                .collect()
+        };
+        let learning = Learning {
+            spec: training,
+            dropout,
+            problem_type: self.data.task_kind,
+            label_names: &self.data.label_names,
+            threads: self.places.threads,
+        };
+        let train_rows = examples(&self.data.train);
+        let validation_rows = examples(&self.data.validation);
+        let listener = &mut self.listener;
+        let mut progress = |step| listener(Event::Step(step));
+        Ok(train(
+            trainee,
+            &train_rows,
+            &validation_rows,
+            &learning,
+            &mut progress,
+        )?)
+    }
+
+    /// Logits of sequences, in order.
+    fn answers(
+        &mut self,
+        encoder: &Encoder,
+        weights: &TaskWeights,
+        sequences: &[&Sequence],
+    ) -> Result<Vec<Vec<f32>>, PassError> {
+        let mut answering = Answering::of(sequences.len());
+        self.part_of_answers(encoder, weights, sequences, &mut answering)
+    }
+
+    fn part_of_answers(
+        &mut self,
+        encoder: &Encoder,
+        weights: &TaskWeights,
+        sequences: &[&Sequence],
+        answering: &mut Answering,
+    ) -> Result<Vec<Vec<f32>>, PassError> {
+        let state = Mutex::new((answering, &mut self.listener));
+        let done = |sequences: usize, tokens: usize| {
+            let mut state = state.lock().unwrap_or_else(|poison| poison.into_inner());
+            let step = state.0.add(sequences, tokens);
+            state.1(Event::Step(step));
+        };
+        Ok(predict(
+            encoder,
+            weights,
+            sequences,
+            self.places.threads,
+            &done,
+        )?)
+    }
+
+    /// Records the share of rows that the student does not see whole.
+    fn count_truncated(&mut self, sequences: &[Sequence]) {
+        for split in Split::ALL {
+            let rows = self.data.split(split);
+            let cut = rows
+                .iter()
+                .filter(|row| sequences[row.id].truncated)
+                .count();
+            let share = cut as f64 / rows.len().max(1) as f64;
+            self.data.checks.split_mut(split).truncated = Some(share);
+        }
+    }
+
+    /// Trains the student, scores it, and writes the version.
+    fn distil(
+        mut self,
+        student: Base,
+        taught: Option<Taught>,
+        out: &Path,
+    ) -> Result<Report, PassError> {
+        let spec = self.spec;
+        let max_length = student.max_length(spec.training.max_length);
+        let sequences = student.sequences(self.data.rows(), max_length)?;
+        self.count_truncated(&sequences);
+
+        self.stage(Stage::StudentTraining);
+        let labels = self.data.label_names.len();
+        let trainee = Trainee::lora(
+            student.encoder.clone(),
+            &spec.lora,
+            labels,
+            spec.training.seed,
+        )?;
+        let logits = taught.as_ref().map(|taught| taught.logits.as_slice());
+        let (best, training) = self.train(
+            &trainee,
+            &sequences,
+            logits,
+            &spec.training,
+            spec.lora.dropout,
+        )?;
+        let training_bytes = memory::peak_resident_bytes();
+        let (_, weights) = trainee.network_of(best.clone())?;
+
+        self.stage(Stage::Evaluation);
+        let all: Vec<&Sequence> = sequences.iter().collect();
+        let answers = self.answers(&student.encoder, &weights, &all)?;
+        let task = self.task_config(&student, &spec.training);
+        let Some(adapter) = trainee.adapter(&best, task)? else {
+            return Err(AdapterError::NoLora.into());
+        };
+        let adapter_bytes = Some(4 * adapter.parameters() as u64);
+        let size = student.size(&weights, Some(trainee.trainable()), adapter_bytes);
+        let mut report = self.score(&answers, taught.as_ref(), size, training)?;
+
+        self.stage(Stage::Latency);
+        report.latency = self.latency(&student, &weights, &sequences, taught.as_ref())?;
+        report.peak_memory = PeakMemory {
+            training_bytes,
+            inference_bytes: memory::resident_bytes(),
+        };
+        write_version(out, &adapter, &mut report)?;
+        Ok(report)
+    }
+}
+
+fn write_version(
+    out: &Path,
+    adapter: &AdapterFolder,
+    report: &mut Report,
+) -> Result<(), PassError> {
+    write_folder(out, |dir| {
+        adapter.write_files(dir)?;
+        let bytes = file_bytes(&dir.join(ADAPTER_WEIGHTS));
+        report.student_model.adapter_bytes = Some(bytes);
+        report.write(dir)?;
+        Ok(())
+    })
+}

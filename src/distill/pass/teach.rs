@@ -1,0 +1,155 @@
+//! The teacher's part of a pass.
+
+use std::path::Path;
+
+use super::super::models::{ADAPTER_WEIGHTS, Base, Teacher, TeacherSource, file_bytes};
+use super::super::progress::Stage;
+use super::super::report::{ModelSize, TrainingSummary};
+use super::super::spec::{FinetuneMode, FinetuneSpec, TrainingSpec};
+use super::super::teacher_cache::TeacherCache;
+use super::super::training::Trainee;
+use super::{Answering, Pass, PassError};
+use crate::adapter::AdapterError;
+use crate::encoder::{Encoder, EncoderConfig, TaskWeights, Weights};
+use crate::text::Sequence;
+
+/// Learning rates of a teacher's fine-tuning where the request has none.
+const LORA_LEARNING_RATE: f64 = 3e-4;
+const FULL_LEARNING_RATE: f64 = 3e-5;
+
+/// Answers of a teacher that are computed between two writes of the cache.
+const CACHED_AT_ONCE: usize = 1_000;
+
+/// A teacher that has answered every row.
+pub(super) struct Taught {
+    pub(super) base: Base,
+    pub(super) weights: TaskWeights,
+    pub(super) size: ModelSize,
+    /// `[rows]`, by row id.
+    pub(super) sequences: Vec<Sequence>,
+    /// `[rows][labels]`, by row id.
+    pub(super) logits: Vec<Vec<f32>>,
+    pub(super) training: Option<TrainingSummary>,
+}
+
+impl Pass<'_> {
+    /// Fine-tunes the teacher, if asked, and lets it answer every row.
+    pub(super) fn teach(
+        &mut self,
+        teacher: Teacher,
+        teacher_out: Option<&Path>,
+    ) -> Result<Taught, PassError> {
+        let Teacher { mut base, source } = teacher;
+        let max_length = base.max_length(self.spec.training.max_length);
+        let sequences = base.sequences(self.data.rows(), max_length)?;
+        let finetune = self.spec.teacher.as_ref().and_then(|t| t.finetune.as_ref());
+        let mut cache = None;
+        let (weights, size, training) = match (source, finetune) {
+            (
+                TeacherSource::Trained {
+                    classifier,
+                    adapter_bytes,
+                    files,
+                },
+                _,
+            ) => {
+                if let Some(folder) = &self.places.teacher_cache {
+                    cache = Some(TeacherCache::open(folder, &files, max_length)?);
+                }
+                let weights = classifier.weights;
+                let size = base.size(&weights, None, adapter_bytes);
+                (weights, size, None)
+            }
+            (TeacherSource::Untrained, Some(finetune)) => {
+                let (weights, size, summary) =
+                    self.finetune(&mut base, &sequences, finetune, teacher_out)?;
+                (weights, size, Some(summary))
+            }
+            (TeacherSource::Untrained, None) => {
+                return Err(AdapterError::NoHead(base.dir).into());
+            }
+        };
+        self.stage(Stage::TeacherLogits);
+        let mut logits = self.cached_answers(&base.encoder, &weights, &sequences, cache)?;
+        for row in self.data.rows() {
+            if let Some(given) = &row.teacher_logits {
+                logits[row.id].clone_from(given);
+            }
+        }
+        Ok(Taught {
+            base,
+            weights,
+            size,
+            sequences,
+            logits,
+            training,
+        })
+    }
+
+    fn finetune(
+        &mut self,
+        base: &mut Base,
+        sequences: &[Sequence],
+        finetune: &FinetuneSpec,
+        teacher_out: Option<&Path>,
+    ) -> Result<(TaskWeights, ModelSize, TrainingSummary), PassError> {
+        self.stage(Stage::TeacherTraining);
+        let labels = self.data.label_names.len();
+        let seed = self.spec.training.seed;
+        let full = finetune.mode == FinetuneMode::Full;
+        let trainee = if full {
+            let config = EncoderConfig::read(&base.dir)?;
+            let weights = Weights::read(&base.dir, config.family, base.encoder.device())?;
+            Trainee::full(config, &weights, labels, seed)?
+        } else {
+            Trainee::lora(base.encoder.clone(), &finetune.lora, labels, seed)?
+        };
+        let training = TrainingSpec {
+            epochs: finetune.epochs,
+            learning_rate: finetune.learning_rate.unwrap_or(match full {
+                true => FULL_LEARNING_RATE,
+                false => LORA_LEARNING_RATE,
+            }),
+            // The teacher learns from the labels alone.
+            alpha: 0.0,
+            ..self.spec.training.clone()
+        };
+        let (best, summary) =
+            self.train(&trainee, sequences, None, &training, finetune.lora.dropout)?;
+        let (encoder, weights) = trainee.network_of(best.clone())?;
+        base.encoder = encoder;
+        let task = self.task_config(base, &training);
+        let adapter_bytes = match (trainee.adapter(&best, task)?, teacher_out) {
+            (Some(adapter), Some(dir)) => {
+                adapter.write(dir)?;
+                Some(file_bytes(&dir.join(ADAPTER_WEIGHTS)))
+            }
+            (Some(adapter), None) => Some(4 * adapter.parameters() as u64),
+            (None, _) => None,
+        };
+        let size = base.size(&weights, Some(trainee.trainable()), adapter_bytes);
+        Ok((weights, size, summary))
+    }
+
+    /// Logits of all rows by id, as far as they are known from the cache, which gets the others.
+    fn cached_answers(
+        &mut self,
+        encoder: &Encoder,
+        weights: &TaskWeights,
+        sequences: &[Sequence],
+        cache: Option<TeacherCache>,
+    ) -> Result<Vec<Vec<f32>>, PassError> {
+        let all: Vec<&Sequence> = sequences.iter().collect();
+        let Some(mut cache) = cache else {
+            return self.answers(encoder, weights, &all);
+        };
+        let new: Vec<&Sequence> = all.into_iter().filter(|s| cache.get(s).is_none()).collect();
+        let mut answering = Answering::of(new.len());
+        for part in new.chunks(CACHED_AT_ONCE) {
+            let logits = self.part_of_answers(encoder, weights, part, &mut answering)?;
+            cache.extend(part.iter().copied().zip(&logits))?;
+        }
+        let known = |sequence| cache.get(sequence).cloned().unwrap_or_default();
+        Ok(sequences.iter().map(known).collect())
+    }
+}
