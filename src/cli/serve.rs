@@ -1,10 +1,11 @@
 //! `kdlora serve`: the HTTP server.
 
+use std::env;
 use std::fs;
 use std::future::{Future, IntoFuture};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process;
 use std::sync::Arc;
@@ -17,11 +18,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use utoipa_axum::router::OpenApiRouter;
 
 use super::CommandError;
 use crate::config::{RawServe, ServeConfig};
+use crate::distill::runner::{LiveHook, Runner, RunnerConfig};
 use crate::encoder::Encoder;
+use crate::http::admin::{self, AdminConfig};
 use crate::http::auth::AdminAccess;
 use crate::http::health::Readiness;
 use crate::http::{self, AppState, Limits};
@@ -129,6 +131,7 @@ pub async fn serve(
     app.state.readiness.set_stopping();
     app.state.serving.stop_admission();
     stop.cancel();
+    app.admin.runner.shutdown().await;
     if timeout(shutdown_timeout, server).await.is_err() {
         tracing::warn!("requests were still in flight at the end of --shutdown-timeout");
     }
@@ -141,6 +144,7 @@ struct App {
     state: AppState,
     access: AdminAccess,
     store: Store,
+    admin: AdminConfig,
 }
 
 impl App {
@@ -164,6 +168,7 @@ impl App {
             add_shipped(&store, folder).await?;
         }
         publisher.refresh_all().await?;
+        let admin = start_jobs(&config, &store, publisher, &metrics)?;
 
         let options = Options {
             workers: config.threads,
@@ -195,24 +200,61 @@ impl App {
             state,
             access,
             store,
+            admin,
         })
     }
 
     fn router(&self) -> Router {
-        http::router(
-            self.state.clone(),
-            self.access.clone(),
-            OpenApiRouter::new(),
-        )
+        let admin = admin::routes(self.admin.clone());
+        http::router(self.state.clone(), self.access.clone(), admin)
+    }
+}
+
+/// Starts the runner of distillation jobs, and what the admin routes need with it.
+fn start_jobs(
+    config: &ServeConfig,
+    store: &Store,
+    publisher: Publisher,
+    metrics: &Arc<Metrics>,
+) -> Result<AdminConfig, CommandError> {
+    let live_hook = LiveHook::new(move |version| {
+        let publisher = publisher.clone();
+        async move {
+            publisher.refresh(&version.task).await?;
+            Ok(())
+        }
+    });
+    let runner = RunnerConfig {
+        program: env::current_exe()?,
+        arguments: vec!["distill".into()],
+        // The names of the flags' variables: a job distils for the student that serves.
+        environment: vec![
+            ("KDLORA_STUDENT".into(), config.student.clone().into()),
+            ("KDLORA_CACHE".into(), cache_folder(config)?.into()),
+        ],
+        live_hook: live_hook.clone(),
+        metrics: Arc::clone(metrics),
+    };
+    Ok(AdminConfig {
+        store: store.clone(),
+        runner: Runner::start(store.clone(), runner),
+        live_hook,
+        data_root: config.data_root.clone(),
+        adapters: config.adapters.clone(),
+        max_upload_bytes: config.max_upload_bytes,
+    })
+}
+
+fn cache_folder(config: &ServeConfig) -> Result<PathBuf, CommandError> {
+    match &config.cache {
+        Some(cache) => Ok(cache.clone()),
+        None => Ok(hub::cache_dir()?),
     }
 }
 
 /// The student's folder, fetched if it is missing, and what is in it.
 async fn load_student(config: &ServeConfig) -> Result<Student, CommandError> {
-    let cache = match &config.cache {
-        Some(cache) => cache.clone(),
-        None => hub::cache_dir()?,
-    };
+    let cache = cache_folder(config)?;
     let name = config.student.clone();
     spawn_blocking(move || {
         let folder = hub::pull(&name, &cache, true)?;

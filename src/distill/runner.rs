@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::store::{Change, ChangeKind, Job, JobState, Store, StoreError, Version};
+use crate::telemetry::{Metrics, chain};
 use process::{Ending, Supervisor};
 
 /// After a failure of the database.
@@ -82,22 +83,24 @@ impl fmt::Debug for LiveHook {
 }
 
 /// What the processes are started with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RunnerConfig {
     /// Usually the running program itself.
     pub program: PathBuf,
     /// Before the arguments that name the job: `distill`, and what all jobs share.
     pub arguments: Vec<OsString>,
+    /// Variables that the processes get beside the server's own.
+    pub environment: Vec<(OsString, OsString)>,
     pub live_hook: LiveHook,
+    pub metrics: Arc<Metrics>,
 }
 
 /// The one who runs jobs. Clones are handles of the same one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Runner {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     store: Store,
     config: RunnerConfig,
@@ -155,6 +158,10 @@ impl Runner {
     /// Says that a job has been queued.
     pub fn wake(&self) {
         self.shared.wake.notify_one();
+        let shared = Arc::clone(&self.shared);
+        self.shared
+            .tasks
+            .spawn(async move { shared.count_jobs().await });
     }
 
     /// Cancels a job, queued or running, and returns it as it ended. A job that has ended already
@@ -165,6 +172,7 @@ impl Runner {
             let running = self.shared.running.lock().await;
             if let Some(job) = store.cancel_queued_job(id).await? {
                 store.clear_job_folder(id).await?;
+                self.shared.count_jobs().await;
                 return Ok(job);
             }
             running.clone().filter(|running| running.id == id)
@@ -191,6 +199,7 @@ impl Runner {
 
 impl Shared {
     async fn work(&self) {
+        self.count_jobs().await;
         while !self.stop.is_cancelled() {
             match self.take().await {
                 Ok(Some((job, running))) => {
@@ -226,7 +235,22 @@ impl Shared {
             ended: CancellationToken::new(),
         };
         *running = Some(entry.clone());
+        drop(running);
+        self.count_jobs().await;
         Ok(Some((job, entry)))
+    }
+
+    /// Brings the metrics up to date.
+    async fn count_jobs(&self) {
+        let counts = match self.store.job_counts().await {
+            Ok(counts) => counts,
+            Err(error) => return tracing::warn!(%error, "could not count jobs"),
+        };
+        for state in JobState::ALL {
+            let count = counts.iter().find(|(counted, _)| *counted == state);
+            let count = count.map_or(0, |(_, count)| *count);
+            self.config.metrics.jobs(state.as_str(), count);
+        }
     }
 
     async fn run(&self, job: &Job, running: &Running) {
@@ -240,6 +264,7 @@ impl Shared {
             stop: &self.stop,
         };
         let ending = supervisor.run().await;
+        self.config.metrics.training(None, None);
         if let Err(error) = self.record(job, ending).await {
             // The row stays at "running"; the next server marks it as failed.
             tracing::error!(job = job.id, %error, "could not record how the job ended");
@@ -247,6 +272,7 @@ impl Shared {
         if let Err(error) = self.store.clear_job_folder(&job.id).await {
             tracing::warn!(job = job.id, %error, "could not clear the job's folder");
         }
+        self.count_jobs().await;
     }
 
     async fn record(&self, job: &Job, ending: Ending) -> Result<(), StoreError> {
@@ -283,8 +309,7 @@ impl Shared {
         let version = match finished {
             Ok(version) => version,
             Err(error) => {
-                let error = describe(&error);
-                let reason = format!("the version could not be kept: {error}");
+                let reason = format!("the version could not be kept: {}", chain(&error));
                 return self.fail(job, &reason).await;
             }
         };
@@ -305,18 +330,6 @@ impl Shared {
         let passed = verdict.gate.is_some_and(|gate| gate.passed);
         Ok((wishes.promote && passed).then(|| "passed the gate".to_owned()))
     }
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

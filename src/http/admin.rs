@@ -27,7 +27,7 @@ use crate::store::{Store, StoreError};
 use places::Places;
 
 /// What the admin routes need.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AdminConfig {
     pub store: Store,
     pub runner: Runner,
@@ -35,14 +35,14 @@ pub struct AdminConfig {
     pub live_hook: LiveHook,
     /// Canonical folder below which clients may name data and models.
     pub data_root: Option<PathBuf>,
-    /// Folder of the shipped teacher adapters, one folder each.
-    pub teacher_adapters: Option<PathBuf>,
+    /// Folder of the ready-made adapters; those of teachers are `{adapters}/{name}/teacher`.
+    pub adapters: Option<PathBuf>,
     /// Bytes of a request with uploaded files.
     pub max_upload_bytes: usize,
 }
 
 /// The state of the handlers.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Admin {
     store: Store,
     runner: Runner,
@@ -61,7 +61,7 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         live_hook: config.live_hook,
         places: Arc::new(Places {
             data_root: config.data_root,
-            teacher_adapters: config.teacher_adapters,
+            adapters: config.adapters,
         }),
         checks: Arc::new(Semaphore::new(1)),
     };

@@ -94,6 +94,7 @@ impl Supervisor<'_> {
             .arg(self.out())
             .arg("--state-cache")
             .arg(self.store.cache_folder())
+            .envs(self.config.environment.iter().cloned())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -150,6 +151,8 @@ impl Supervisor<'_> {
 
     /// Progress that cannot be written is no reason to lose the job.
     async fn record(&self, progress: &Progress) {
+        let metrics = &self.config.metrics;
+        metrics.training(progress.loss, progress.tokens_per_second);
         if let Err(error) = self.store.record_progress(&self.job.id, progress).await {
             tracing::warn!(job = self.job.id, %error, "could not record progress");
         }

@@ -43,7 +43,9 @@ async fn house_with(script: &str, hook_error: Option<&'static str>) -> House {
     let config = RunnerConfig {
         program: "/bin/sh".into(),
         arguments: ["-c", script, "job"].map(OsString::from).into(),
+        environment: vec![("KDLORA_TEST".into(), "given".into())],
         live_hook,
+        metrics: Arc::new(Metrics::new().unwrap()),
     };
     let runner = Runner::start(store.clone(), config);
     House {
@@ -239,6 +241,30 @@ async fn the_input_of_the_process_stays_open_while_it_runs() {
     let house = house(script).await;
     let job = house.end_of(&house.queue(true).await).await;
     assert_eq!(job.error.as_deref(), Some("124"));
+}
+
+#[tokio::test]
+async fn the_process_gets_the_variables_of_the_server() {
+    let script = r#"echo "{\"event\":\"failed\",\"error\":\"$KDLORA_TEST\"}""#;
+    let house = house(script).await;
+    let job = house.end_of(&house.queue(true).await).await;
+    assert_eq!(job.error.as_deref(), Some("given"));
+}
+
+#[tokio::test]
+async fn metrics_count_jobs_by_state() {
+    let house = house("exit 1").await;
+    house.end_of(&house.queue(true).await).await;
+    house.runner.shutdown().await;
+    let metrics = house.runner.shared.config.metrics.render().unwrap();
+    assert!(
+        metrics.contains(r#"kdlora_jobs{state="failed"} 1"#),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains(r#"kdlora_jobs{state="running"} 0"#),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ use crate::hub;
 pub(super) struct Places {
     /// Canonical.
     pub(super) data_root: Option<PathBuf>,
-    pub(super) teacher_adapters: Option<PathBuf>,
+    /// `{adapters}/{name}/teacher` are the shipped teacher adapters.
+    pub(super) adapters: Option<PathBuf>,
 }
 
 impl Places {
@@ -67,28 +68,31 @@ impl Places {
 
     fn adapter(&self, name: &str) -> Result<PathBuf, ApiError> {
         let shipped = self.shipped_adapters();
-        if let Some(path) = shipped.iter().find(|path| file_name(path) == name) {
+        if let Some((_, path)) = shipped.iter().find(|(known, _)| known == name) {
             return Ok(path.clone());
         }
-        let names: Vec<_> = shipped.iter().map(|path| file_name(path)).collect();
+        let names: Vec<_> = shipped.iter().map(|(name, _)| name.as_str()).collect();
         self.below_root("teacher.adapter", Path::new(name))
             .map_err(|error| unknown("teacher.adapter", name, "shipped adapter", &names, &error))
     }
 
-    /// Folders of the shipped teacher adapters, sorted.
-    fn shipped_adapters(&self) -> Vec<PathBuf> {
-        let Some(folder) = &self.teacher_adapters else {
+    /// Names and folders of the shipped teacher adapters, sorted.
+    fn shipped_adapters(&self) -> Vec<(String, PathBuf)> {
+        let entries = self.adapters.as_ref().map(fs::read_dir);
+        let Some(Ok(entries)) = entries else {
             return Vec::new();
         };
-        let Ok(entries) = fs::read_dir(folder) else {
-            return Vec::new();
-        };
-        let folders = entries.flatten().map(|entry| entry.path());
-        let mut folders: Vec<_> = folders
-            .filter(|path| path.join("adapter_config.json").is_file())
+        let mut adapters: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let teacher = entry.path().join("teacher");
+                let name = entry.file_name().into_string().ok()?;
+                let is_adapter = teacher.join("adapter_config.json").is_file();
+                is_adapter.then_some((name, teacher))
+            })
             .collect();
-        folders.sort();
-        folders
+        adapters.sort();
+        adapters
     }
 
     /// The canonical form of a path that the client gave, which must lie below the data root with
@@ -139,12 +143,6 @@ fn unknown(
     ))
 }
 
-fn file_name(path: &Path) -> &str {
-    path.file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default()
-}
-
 /// A path for a field of text.
 fn text(path: PathBuf) -> Result<String, ApiError> {
     path.into_os_string().into_string().map_err(|path| {
@@ -160,7 +158,7 @@ mod tests {
     fn places(root: &Path) -> Places {
         Places {
             data_root: Some(root.canonicalize().unwrap()),
-            teacher_adapters: None,
+            adapters: None,
         }
     }
 
@@ -198,7 +196,7 @@ mod tests {
     fn without_a_data_root_no_path_can_be_named() {
         let places = Places {
             data_root: None,
-            teacher_adapters: None,
+            adapters: None,
         };
         let error = places.below_root("data.train.path", Path::new("x"));
         let message = error.unwrap_err().to_string();
@@ -208,11 +206,11 @@ mod tests {
     #[test]
     fn an_unknown_teacher_is_answered_with_the_known_ones() {
         let folder = tempfile::tempdir().unwrap();
-        let shipped = folder.path().join("shipped/movie-sentiment-teacher");
+        let shipped = folder.path().join("shipped/movie-sentiment/teacher");
         fs::create_dir_all(&shipped).unwrap();
         fs::write(shipped.join("adapter_config.json"), "{}").unwrap();
         let places = Places {
-            teacher_adapters: Some(folder.path().join("shipped")),
+            adapters: Some(folder.path().join("shipped")),
             ..places(folder.path())
         };
         let teacher = |model: &str, adapter: &str| TeacherSpec {
@@ -220,18 +218,15 @@ mod tests {
             adapter: Some(adapter.into()),
             finetune: None,
         };
-        let mut good = teacher("mpnet-base", "movie-sentiment-teacher");
+        let mut good = teacher("mpnet-base", "movie-sentiment");
         places.resolve_teacher(&mut good).unwrap();
         assert_eq!(good.adapter.as_deref(), shipped.to_str());
 
-        let mut bad = teacher("gpt-5", "movie-sentiment-teacher");
+        let mut bad = teacher("gpt-5", "movie-sentiment");
         let message = places.resolve_teacher(&mut bad).unwrap_err().to_string();
         assert!(message.contains("minilm-l6, mpnet-base"), "{message}");
         let mut bad = teacher("mpnet-base", "movies");
         let message = places.resolve_teacher(&mut bad).unwrap_err().to_string();
-        assert!(
-            message.contains("they are: movie-sentiment-teacher"),
-            "{message}"
-        );
+        assert!(message.contains("they are: movie-sentiment"), "{message}");
     }
 }

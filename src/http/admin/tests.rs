@@ -15,6 +15,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::distill::runner::RunnerConfig;
 use crate::store::Origin;
+use crate::telemetry::Metrics;
 
 struct House {
     folder: TempDir,
@@ -34,6 +35,8 @@ async fn house_with(live_hook: LiveHook) -> House {
     let config = RunnerConfig {
         program: "/bin/sh".into(),
         arguments: ["-c", "exec sleep 600", "job"].map(OsString::from).into(),
+        environment: Vec::new(),
+        metrics: Arc::new(Metrics::new().unwrap()),
         live_hook: live_hook.clone(),
     };
     let router = routes(AdminConfig {
@@ -41,7 +44,7 @@ async fn house_with(live_hook: LiveHook) -> House {
         runner: Runner::start(store.clone(), config),
         live_hook,
         data_root: Some(data_root.canonicalize().unwrap()),
-        teacher_adapters: None,
+        adapters: None,
         max_upload_bytes: 100_000,
     });
     House {
