@@ -224,14 +224,18 @@ fn start_jobs(
             Ok(())
         }
     });
+    let mut environment = vec![
+        ("KDLORA_STUDENT".into(), config.student.clone().into()),
+        ("KDLORA_CACHE".into(), cache_folder(config)?.into()),
+    ];
+    if let Some(adapters) = &config.adapters {
+        environment.push(("KDLORA_ADAPTERS".into(), adapters.into()));
+    }
     let runner = RunnerConfig {
         program: env::current_exe()?,
-        arguments: vec!["distill".into()],
-        // The names of the flags' variables: a job distils for the student that serves.
-        environment: vec![
-            ("KDLORA_STUDENT".into(), config.student.clone().into()),
-            ("KDLORA_CACHE".into(), cache_folder(config)?.into()),
-        ],
+        arguments: vec!["distill".into(), "--job".into()],
+        // A job distils for the student that serves, whether a flag named it or the file.
+        environment,
         live_hook: live_hook.clone(),
         metrics: Arc::clone(metrics),
     };

@@ -52,6 +52,10 @@ impl Install {
         self.folder.path().join("student")
     }
 
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     pub fn adapter(&self, task: &str) -> PathBuf {
         self.folder
             .path()
@@ -101,7 +105,7 @@ impl Install {
             .arg("--adapters")
             .arg(self.folder.path().join("adapters"))
             .arg("--state")
-            .arg(self.folder.path().join("state"))
+            .arg(self.state())
             .stdout(Stdio::piped());
         command
     }

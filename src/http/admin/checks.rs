@@ -42,6 +42,12 @@ fn known_task(teacher: &TeacherSpec) -> Result<Option<KnownTask>, ApiError> {
     let unusable = |error: &dyn std::error::Error| {
         Problem::Unusable.with(format!("the teacher cannot be used: {}", chain(error)))
     };
+    if teacher.adapter.is_some() && teacher.finetune.is_some() {
+        return Err(Problem::Unusable.with(
+            "the teacher is either the classifier that `adapter` makes of the encoder, or trained \
+             first with `finetune`; name one of them",
+        ));
+    }
     let adapter = teacher.adapter.as_deref().map(Path::new);
     let adapter = adapter.map(AdapterFolder::read).transpose();
     let adapter = adapter.map_err(|error| unusable(&error))?;

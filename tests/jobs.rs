@@ -1,0 +1,149 @@
+//! `POST /admin/distill` to a version that answers, with the real processes.
+
+mod common;
+
+use std::fs;
+use std::time::Instant;
+
+use common::{Install, PATIENCE, Server};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// Texts of letters or of digits, which the tiny student can tell apart.
+fn rows(count: usize) -> Vec<Value> {
+    let text = |index: usize, first: u8, kinds: usize| -> String {
+        let words = (0..4).map(|place| {
+            let kind = (index / kinds.pow(place)) % kinds;
+            char::from(first + u8::try_from(kind).expect("few kinds")).to_string()
+        });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let row = |index: usize| match index % 2 {
+        0 => json!({"text": text(index / 2, b'a', 8), "label": "letters"}),
+        _ => json!({"text": text(index / 2, b'1', 8), "label": "digits"}),
+    };
+    (0..count).map(row).collect()
+}
+
+fn spec(rows: Vec<Value>, epochs: usize) -> Value {
+    json!({
+        "task": "kind",
+        "data": {"train": {"rows": rows}},
+        "lora": {"r": 4, "alpha": 8, "targets": ["all-linear"]},
+        "training": {"epochs": epochs, "batch_size": 8, "learning_rate": 0.01, "max_length": 16},
+    })
+}
+
+async fn queue(server: &Server, spec: &Value) -> String {
+    let (status, job) = server.post("/admin/distill", spec).await;
+    assert_eq!(status, 202, "{job}");
+    format!("/admin/jobs/{}", job["id"].as_str().expect("an id"))
+}
+
+/// Asks for the job until `wanted` holds.
+async fn job(server: &Server, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, job) = server.get(path).await;
+        assert_eq!(status, 200, "{job}");
+        if wanted(&job) {
+            return job;
+        }
+        assert!(Instant::now() < deadline, "{job}");
+        tokio::task::yield_now().await;
+    }
+}
+
+fn is_over(job: &Value) -> bool {
+    !["queued", "running"].contains(&job["state"].as_str().expect("a state"))
+}
+
+fn is_training(job: &Value) -> bool {
+    job["stage"] == "student_training"
+}
+
+/// Processes of this install's jobs that are running.
+fn job_processes(install: &Install) -> usize {
+    let state = install.state();
+    let state = state.to_str().expect("UTF-8");
+    let processes = fs::read_dir("/proc").expect("Linux");
+    let commands = processes.filter_map(|process| {
+        let command = fs::read(process.ok()?.path().join("cmdline")).ok()?;
+        Some(String::from_utf8_lossy(&command).into_owned())
+    });
+    commands
+        .filter(|command| command.contains("--job") && command.contains(state))
+        .count()
+}
+
+#[tokio::test]
+async fn a_job_ends_in_a_version_that_answers_without_a_restart() {
+    let install = Install::new();
+    let server = install.start();
+    let (status, _) = server.get("/v1/tasks/kind").await;
+    assert_eq!(status, 404);
+    let path = queue(&server, &spec(rows(300), 4)).await;
+    let job = job(&server, &path, is_over).await;
+    assert_eq!(job["state"], "succeeded", "{job}");
+    assert_eq!(job["version"], 1);
+
+    let (_, versions) = server.get("/admin/tasks/kind/versions").await;
+    let gate = &versions["versions"][0]["report"]["gate"];
+    assert_eq!(gate["passed"], true, "{gate}");
+    let body = json!({"inputs": ["c a b", "3 1 2"]});
+    let (status, answer) = server.post("/v1/classify/kind", &body).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["version"], 1);
+    assert_eq!(answer["predictions"][0]["label"], "letters", "{answer}");
+    assert_eq!(answer["predictions"][1]["label"], "digits", "{answer}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_says_so() {
+    let install = Install::new();
+    let server = install.start();
+    let long = spec(rows(2000), 100);
+    let running = queue(&server, &long).await;
+    let queued = queue(&server, &spec(rows(300), 1)).await;
+    job(&server, &running, is_training).await;
+    assert_eq!(job_processes(&install), 1);
+    server.signal(Signal::KILL);
+    server.ended();
+
+    let server = install.start();
+    let job_of_dead_server = job(&server, &running, is_over).await;
+    assert_eq!(job_of_dead_server["state"], "failed");
+    assert!(
+        job_of_dead_server["error"]
+            .as_str()
+            .expect("a reason")
+            .contains("server stopped")
+    );
+    // The queue has survived.
+    let next = job(&server, &queued, is_over).await;
+    assert_eq!(next["state"], "succeeded", "{next}");
+    assert_eq!(next["version"], 1, "the killed job has left no version");
+    let deadline = Instant::now() + PATIENCE;
+    while job_processes(&install) > 0 {
+        assert!(
+            Instant::now() < deadline,
+            "a process has outlived its server"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_cancelled_and_the_server_answers_on() {
+    let install = Install::new();
+    let server = install.start();
+    let path = queue(&server, &spec(rows(2000), 100)).await;
+    job(&server, &path, is_training).await;
+    let url = format!("{}{path}", server.url);
+    let answer = server.client.delete(url).send().await.expect("an answer");
+    assert_eq!(answer.status().as_u16(), 200);
+    assert_eq!(job_processes(&install), 0);
+    let (_, cancelled) = server.get(&path).await;
+    assert_eq!(cancelled["state"], "cancelled");
+    let body = json!({"inputs": "a"});
+    assert_eq!(server.post("/v1/classify/pairs", &body).await.0, 200);
+}
