@@ -2,8 +2,10 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 use common::{Install, Server};
@@ -61,7 +63,7 @@ fn assert_close(prediction: &Value, expected: &HashMap<String, f64>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn tasks_answer_together_each_with_its_own_adapter() {
     let install = Install::new();
-    let server = std::sync::Arc::new(install.start());
+    let server = Arc::new(install.start());
     assert_eq!(server.get("/healthz").await.0, 200);
     assert_eq!(server.get("/readyz").await.0, 200);
     let (_, tasks) = server.get("/v1/tasks").await;
@@ -75,7 +77,7 @@ async fn tasks_answer_together_each_with_its_own_adapter() {
 
     let mut clients = JoinSet::new();
     for round in 0..40 {
-        let server = std::sync::Arc::clone(&server);
+        let server = Arc::clone(&server);
         clients.spawn(async move {
             let task = ["pairs", "pooler"][round % 2];
             let body = json!({"inputs": TEXTS, "raw_scores": true});
@@ -157,4 +159,85 @@ async fn a_broken_adapter_leaves_the_other_tasks() {
             &json!("there is no task \"pooler\"; the tasks are: pairs")
         )
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_change_under_load_without_an_error_or_a_mix() {
+    let install = Install::new();
+    let first: Vec<_> = TEXTS.map(|text| expected(&install, "pairs", text)).into();
+    let server = install.start();
+    server.signal(Signal::TERM);
+    assert!(server.ended().success());
+    // The next release ships other weights for the task.
+    install.ship("pairs", "bert-pairs-pooler");
+    let second: Vec<_> = TEXTS.map(|text| expected(&install, "pairs", text)).into();
+    let server = Arc::new(install.start());
+    assert_eq!(server.get("/v1/tasks/pairs").await.1["version"], 2);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    for _ in 0..4 {
+        let (server, stop) = (Arc::clone(&server), Arc::clone(&stop));
+        let (first, second) = (first.clone(), second.clone());
+        clients.spawn(async move {
+            let body = json!({"inputs": TEXTS, "raw_scores": true});
+            let mut seen = HashSet::new();
+            while !stop.load(Ordering::Relaxed) {
+                let (status, answer) = server.post("/v1/classify/pairs", &body).await;
+                assert_eq!(status, 200, "{answer}");
+                let version = answer["version"].as_u64().expect("a version");
+                let expected = if version == 1 { &first } else { &second };
+                for (i, expected) in expected.iter().enumerate() {
+                    assert_close(&answer["predictions"][i], expected);
+                }
+                seen.insert(version);
+            }
+            seen
+        });
+    }
+    for round in 0..10 {
+        let version = 1 + round % 2;
+        let path = "/admin/tasks/pairs/promote";
+        let (status, body) = server.post(path, &json!({"version": version})).await;
+        assert_eq!(status, 200, "{body}");
+        // Whoever asks after the promotion gets the promoted version.
+        let (_, answer) = server
+            .post("/v1/classify/pairs", &json!({"inputs": "a"}))
+            .await;
+        assert_eq!(answer["version"], version);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut seen = HashSet::new();
+    while let Some(client) = clients.join_next().await {
+        seen.extend(client.expect("no wrong answer"));
+    }
+    assert_eq!(seen, HashSet::from([1, 2]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_in_flight_is_answered_before_the_end() {
+    let install = Install::new();
+    let server = Arc::new(install.start());
+    let request = tokio::spawn({
+        let server = Arc::clone(&server);
+        let texts = vec!["the cat sat on the mat ".repeat(20); 256];
+        async move {
+            server
+                .post("/v1/classify/pairs", &json!({"inputs": texts}))
+                .await
+        }
+    });
+    while !request.is_finished() {
+        let (_, metrics) = server.get("/metrics").await;
+        let text = metrics.as_str().unwrap_or_default();
+        if text.contains("kdlora_in_flight_requests 1") {
+            break;
+        }
+    }
+    server.signal(Signal::TERM);
+    let (status, body) = request.await.expect("no panic");
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(body["predictions"].as_array().map(Vec::len), Some(256));
+    let server = Arc::into_inner(server).expect("the last handle");
+    assert_eq!(server.ended().code(), Some(0));
 }

@@ -129,10 +129,11 @@ pub async fn serve(
 
     shutdown.await;
     app.state.readiness.set_stopping();
-    app.state.serving.stop_admission();
+    // The listener closes; connections end with the request that they are in.
     stop.cancel();
-    app.admin.runner.shutdown().await;
-    if timeout(shutdown_timeout, server).await.is_err() {
+    let ended = timeout(shutdown_timeout, server);
+    let ((), ended) = tokio::join!(app.admin.runner.shutdown(), ended);
+    if ended.is_err() {
         tracing::warn!("requests were still in flight at the end of --shutdown-timeout");
     }
     app.store.close().await;

@@ -172,9 +172,6 @@ fn serving_error(error: ServingError, timeout: Duration) -> ApiError {
         ServingError::Full => Problem::QueueFull
             .with("the server has as much work as it takes; try again in a moment")
             .retry_after(RETRY_AFTER),
-        ServingError::Stopping => Problem::Unavailable
-            .with("the server is stopping")
-            .retry_after(RETRY_AFTER),
         ServingError::Tokenize {
             index,
             error: TokenizerError::TooLong { tokens, max_length },
@@ -197,7 +194,6 @@ fn outcome(error: &ApiError) -> Outcome {
     match error.problem() {
         Problem::QueueFull => Outcome::Full,
         Problem::DeadlineExceeded => Outcome::Deadline,
-        Problem::Unavailable => Outcome::Stopping,
         problem if problem.status().is_client_error() => Outcome::Invalid,
         _ => Outcome::Failed,
     }

@@ -129,7 +129,8 @@ pub fn switchable(current: Arc<ArcSwap<Router>>) -> Router {
 fn layered(router: Router) -> Router {
     router
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(TraceLayer::new_for_http())
+        // What fails is logged with its reason where it fails.
+        .layer(TraceLayer::new_for_http().on_failure(()))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
 }

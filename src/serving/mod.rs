@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::telemetry::Metrics;
@@ -88,8 +88,6 @@ pub struct Timings {
 pub enum ServingError {
     #[error("the queue is full")]
     Full,
-    #[error("the server is stopping")]
-    Stopping,
     #[error("input {index} can't be tokenised")]
     Tokenize {
         /// Place of the input in the request.
@@ -143,21 +141,13 @@ impl Serving {
             .unwrap_or(Err(ServingError::Deadline))
     }
 
-    /// Lets no more requests in; those that are in are answered.
-    pub fn stop_admission(&self) {
-        self.admission.close();
-    }
-
     /// Permits for all sequences of a request or none, without waiting: a client that is told at
     /// once can go elsewhere.
     fn admit(&self, sequences: usize) -> Result<OwnedSemaphorePermit, ServingError> {
         let sequences = u32::try_from(sequences).map_err(|_| ServingError::Full)?;
         Arc::clone(&self.admission)
             .try_acquire_many_owned(sequences)
-            .map_err(|error| match error {
-                TryAcquireError::NoPermits => ServingError::Full,
-                TryAcquireError::Closed => ServingError::Stopping,
-            })
+            .map_err(|_| ServingError::Full)
     }
 
     async fn answer(
@@ -190,7 +180,7 @@ impl Serving {
                 sequence,
             })
             .collect();
-        self.queue.push(items)?;
+        self.queue.push(items);
         let _leave = LeaveQueue {
             queue: &self.queue,
             task: &task.name,
@@ -216,7 +206,6 @@ impl Serving {
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.admission.close();
         self.queue.close();
     }
 }

@@ -17,8 +17,6 @@ const MIN_SHARE_TOKENS: usize = 64;
 /// A request in the queue. Its rows come in from one batch or several.
 pub(super) struct Pending {
     state: Mutex<State>,
-    /// Held until the last sequence has left the queue and the workers.
-    _permit: OwnedSemaphorePermit,
 }
 
 struct State {
@@ -28,6 +26,9 @@ struct State {
     queued_at: Instant,
     /// When the first of its batches began.
     started_at: Option<Instant>,
+    /// Held until the answer is there; without one, until the last sequence has left the queue and
+    /// the workers.
+    permit: Option<OwnedSemaphorePermit>,
     /// Taken with the answer.
     reply: Option<oneshot::Sender<Result<Computed, ServingError>>>,
 }
@@ -53,13 +54,11 @@ impl Pending {
             missing: sequences,
             queued_at: Instant::now(),
             started_at: None,
+            permit: Some(permit),
             reply: Some(reply),
         };
-        let pending = Self {
-            state: Mutex::new(state),
-            _permit: permit,
-        };
-        (Arc::new(pending), answer)
+        let state = Mutex::new(state);
+        (Arc::new(Self { state }), answer)
     }
 
     /// Whether somebody waits for the answer. Marks the request as started if so.
@@ -87,6 +86,8 @@ impl Pending {
             queue: started_at.duration_since(state.queued_at),
             compute: started_at.elapsed(),
         };
+        // Before the answer: who has it may send the next request.
+        state.permit = None;
         if let Some(reply) = state.reply.take() {
             // The client may have gone meanwhile.
             let _ = reply.send(Ok(computed));
@@ -140,12 +141,9 @@ impl Queue {
         }
     }
 
-    /// Adds the sequences of a request, all or none: none if the queue is closed.
-    pub(super) fn push(&self, items: Vec<Item>) -> Result<(), ServingError> {
+    /// Adds the sequences of a request.
+    pub(super) fn push(&self, items: Vec<Item>) {
         let mut state = self.lock();
-        if state.closed {
-            return Err(ServingError::Stopping);
-        }
         for item in items {
             let cost = item.sequence.ids.len();
             let lane = Arc::clone(&item.task);
@@ -154,7 +152,6 @@ impl Queue {
         self.metrics.queue_depth(state.items.len());
         drop(state);
         self.changed.notify_all();
-        Ok(())
     }
 
     /// Waits until there is work, and takes a batch of it; `None` once the queue is closed and
@@ -203,7 +200,7 @@ impl Queue {
         self.lock().idle
     }
 
-    /// Takes no more work. Workers end when what is queued is done.
+    /// Workers end when what is queued is done.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();

@@ -212,6 +212,8 @@ async fn what_fails_in_one_batch_leaves_the_queue() {
     assert!(matches!(failed, Err(ServingError::Failed)), "{failed:?}");
     drop(keeper);
     assert_eq!(serving.queue.len(), 0);
+    // "2" may be with the worker.
+    until(|| serving.admission.available_permits() == 3).await;
     assert!(serving.classify(request(&task, &["4"])).await.is_ok());
     assert!(!model.has_seen(3));
 }
@@ -232,24 +234,6 @@ async fn inputs_that_are_too_long_are_named() {
     );
     let answer = serving.classify(request(&task, &[&long])).await;
     assert_eq!(answer.expect("cut").tokens, 20);
-}
-
-#[tokio::test]
-async fn after_admission_has_stopped_what_is_in_is_answered() {
-    let (model, mut keeper) = Scripted::gated();
-    let serving = fixture::start(&model, OPTIONS);
-    let task = Arc::new(fixture::task("mood", 1));
-    let first = computing(&serving, &mut keeper, request(&task, &["1"])).await;
-    let second = queued(&serving, request(&task, &["2"])).await;
-    serving.stop_admission();
-    let refused = serving.classify(request(&task, &["3"])).await;
-    assert!(
-        matches!(refused, Err(ServingError::Stopping)),
-        "{refused:?}"
-    );
-    drop(keeper);
-    assert!(first.await.expect("no panic").is_ok());
-    assert!(second.await.expect("no panic").is_ok());
 }
 
 #[tokio::test]

@@ -14,8 +14,6 @@ pub enum Outcome {
     Full,
     /// The deadline passed (504).
     Deadline,
-    /// The server was stopping (503).
-    Stopping,
     /// The server was at fault (500).
     Failed,
     /// The client went away before the answer.
@@ -29,7 +27,6 @@ impl Outcome {
             Self::Invalid => "invalid",
             Self::Full => "full",
             Self::Deadline => "deadline",
-            Self::Stopping => "stopping",
             Self::Failed => "failed",
             Self::Gone => "gone",
         }

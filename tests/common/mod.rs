@@ -43,7 +43,7 @@ impl Install {
         install.copy("models/bert-pairs", &install.student());
         install.write_tokenizer();
         for (task, adapter) in [("pairs", "bert-pairs-qv"), ("pooler", "bert-pairs-pooler")] {
-            install.copy(&format!("adapters/{adapter}"), &install.adapter(task));
+            install.ship(task, adapter);
         }
         install
     }
@@ -62,6 +62,11 @@ impl Install {
             .join("adapters")
             .join(task)
             .join("student")
+    }
+
+    /// Makes a golden adapter the ready-made one of a task.
+    pub fn ship(&self, task: &str, adapter: &str) {
+        self.copy(&format!("adapters/{adapter}"), &self.adapter(task));
     }
 
     fn copy(&self, from: &str, to: &Path) {
