@@ -55,21 +55,32 @@ impl Layer {
         })
     }
 
-    /// `[tokens, hidden]` to `[tokens, hidden]`.
-    pub(super) fn forward(
+    /// What the tokens attend to: `[tokens, hidden]` to `[tokens, hidden]`.
+    pub(super) fn attend(
         &self,
         x: &Tensor,
         bias: Option<&Tensor>,
         shape: &AttentionShape,
         adapted: &Adapted<'_>,
     ) -> Result<Tensor, EncoderError> {
+        let site = Site::Layer(self.index, Slot::Qkv);
+        let qkv = adapted.linear(x, &self.qkv, site, Activation::None)?;
+        Ok(ops::attention(&qkv, bias, shape.clone())?)
+    }
+
+    /// The rest of the layer, which works on each row by itself: `context` and the layer's input
+    /// `x` to its output, all `[rows, hidden]`.
+    pub(super) fn finish(
+        &self,
+        context: &Tensor,
+        x: &Tensor,
+        adapted: &Adapted<'_>,
+    ) -> Result<Tensor, EncoderError> {
         let linear = |x: &Tensor, linear: &Linear, slot, activation| {
             adapted.linear(x, linear, Site::Layer(self.index, slot), activation)
         };
-        let qkv = linear(x, &self.qkv, Slot::Qkv, Activation::None)?;
-        let context = ops::attention(&qkv, bias, shape.clone())?;
         let attended = linear(
-            &context,
+            context,
             &self.attention_output,
             Slot::AttentionOutput,
             Activation::None,
@@ -91,14 +102,15 @@ fn fuse(parts: &[Linear]) -> Result<Linear, EncoderError> {
     })
 }
 
-/// Which rows of a packed batch each task's LoRA updates.
+/// Which rows of a tensor each task's LoRA updates.
 pub(super) struct Adapted<'a> {
     rows: Vec<(Range<usize>, &'a TaskWeights)>,
     dropout: Option<Dropout>,
 }
 
 impl<'a> Adapted<'a> {
-    pub(super) fn new(
+    /// A row a token.
+    pub(super) fn tokens(
         batch: &PackedBatch,
         segments: &[Segment<'a>],
         dropout: Option<Dropout>,
@@ -106,6 +118,15 @@ impl<'a> Adapted<'a> {
         let tokens =
             |sequences: &Range<usize>| batch.offsets[sequences.start]..batch.offsets[sequences.end];
         let rows = segments.iter().map(|s| (tokens(&s.sequences), s.weights));
+        Self {
+            rows: rows.collect(),
+            dropout,
+        }
+    }
+
+    /// A row a sequence.
+    pub(super) fn sequences(segments: &[Segment<'a>], dropout: Option<Dropout>) -> Self {
+        let rows = segments.iter().map(|s| (s.sequences.clone(), s.weights));
         Self {
             rows: rows.collect(),
             dropout,

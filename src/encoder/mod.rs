@@ -232,13 +232,9 @@ impl Encoder {
         }
         let over_tokens = dropout.map(|dropout| dropout.of_rows(dropout.first_token));
         let over_sequences = dropout.map(|dropout| dropout.of_rows(dropout.first_sequence));
-        let hidden = self.hidden(batch, segments, over_tokens)?;
-        let firsts: Vec<u32> = batch.offsets[..batch.sequences()]
-            .iter()
-            .map(|start| *start as u32)
-            .collect();
-        let firsts = Tensor::from_vec(firsts, batch.sequences(), self.device())?;
-        let first = hidden.index_select(&firsts, 0)?;
+        let tokens = Adapted::tokens(batch, segments, over_tokens);
+        let sequences = Adapted::sequences(segments, over_sequences);
+        let first = self.first_states(batch, &tokens, &sequences)?;
         segments
             .iter()
             .map(|segment| {
@@ -251,13 +247,41 @@ impl Encoder {
             .collect()
     }
 
-    /// States of the last layer, `[tokens, hidden]`.
-    fn hidden(
+    /// States of each sequence's first token, `[sequences, hidden]`, which the heads go by.
+    ///
+    /// Behind its attention the last layer works on these rows alone.
+    fn first_states(
         &self,
         batch: &PackedBatch,
-        segments: &[Segment<'_>],
-        dropout: Option<Dropout>,
+        tokens: &Adapted<'_>,
+        sequences: &Adapted<'_>,
     ) -> Result<Tensor, EncoderError> {
+        let firsts: Vec<u32> = batch.offsets[..batch.sequences()]
+            .iter()
+            .map(|start| *start as u32)
+            .collect();
+        let firsts = Tensor::from_vec(firsts, batch.sequences(), self.device())?;
+        let attention = AttentionShape {
+            offsets: batch.offsets.as_slice().into(),
+            heads: self.config.num_attention_heads,
+            buckets: self.relative.as_ref().map(|r| r.buckets.clone()),
+        };
+        let bias = self.relative.as_ref().map(|r| &r.bias);
+        let mut x = self.embed(batch)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let context = layer.attend(&x, bias, &attention, tokens)?;
+            x = if i + 1 == self.layers.len() {
+                let context = context.index_select(&firsts, 0)?;
+                layer.finish(&context, &x.index_select(&firsts, 0)?, sequences)?
+            } else {
+                layer.finish(&context, &x, tokens)?
+            };
+        }
+        Ok(x)
+    }
+
+    /// Normalised embeddings, `[tokens, hidden]`.
+    fn embed(&self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
         let indices = EmbedIndices {
             word: batch.ids.as_slice().into(),
             position: self.config.positions(batch).into(),
@@ -267,18 +291,7 @@ impl Encoder {
             },
         };
         let embedded = ops::embed(&self.word, &self.position, &self.token_type, indices)?;
-        let mut x = ops::norm(&embedded, &self.embedding_norm)?;
-        let attention = AttentionShape {
-            offsets: batch.offsets.as_slice().into(),
-            heads: self.config.num_attention_heads,
-            buckets: self.relative.as_ref().map(|r| r.buckets.clone()),
-        };
-        let bias = self.relative.as_ref().map(|r| &r.bias);
-        let adapted = Adapted::new(batch, segments, dropout);
-        for layer in &self.layers {
-            x = layer.forward(&x, bias, &attention, &adapted)?;
-        }
-        Ok(x)
+        Ok(ops::norm(&embedded, &self.embedding_norm)?)
     }
 
     fn check(&self, batch: &PackedBatch, segments: &[Segment<'_>]) -> Result<(), EncoderError> {
