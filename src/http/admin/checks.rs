@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::adapter::{AdapterFolder, TaskConfig};
 use crate::distill::dataset::{Dataset, KnownTask, Teacher};
 use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
+use crate::encoder::EncoderConfig;
 use crate::http::error::{ApiError, Problem, chain};
 
 /// Larger files are read by the job alone: reading them here would cost the server as much
@@ -47,6 +48,11 @@ fn known_task(teacher: &TeacherSpec) -> Result<Option<KnownTask>, ApiError> {
             "the teacher is either the classifier that `adapter` makes of the encoder, or trained \
              first with `finetune`; name one of them",
         ));
+    }
+    // A catalog name that is yet to be fetched has no folder to look into.
+    let model = Path::new(&teacher.model);
+    if model.is_dir() {
+        EncoderConfig::read(model).map_err(|error| unusable(&error))?;
     }
     let adapter = teacher.adapter.as_deref().map(Path::new);
     let adapter = adapter.map(AdapterFolder::read).transpose();

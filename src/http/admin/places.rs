@@ -138,7 +138,7 @@ fn unknown(
         format!("they are: {}", names.join(", "))
     };
     Problem::Unusable.with(format!(
-        "{field}: '{given}' is not the name of a {what} ({names}), nor a folder: {}",
+        "{field}: '{given}' names no {what} ({names}), and no folder: {}",
         path_error.detail()
     ))
 }

@@ -293,7 +293,7 @@ async fn bad_requests_are_explained_and_leave_nothing_behind() {
         (
             "/teacher",
             json!({ "model": "mpnet-base", "adapter": "nothing" }),
-            "'nothing' is not the name of a shipped adapter",
+            "'nothing' names no shipped adapter",
         ),
     ] {
         let mut spec = spec();
