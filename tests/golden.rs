@@ -264,7 +264,13 @@ fn forward(encoder: &Encoder, weights: &TaskWeights, batch: &PackedBatch) -> Ten
 
 #[test]
 fn gradients_of_lora_and_head_are_those_of_torch() {
-    for name in ["bert-pairs-qv", "bert-labels-all", "mpnet-classes-qv"] {
+    for name in [
+        "bert-pairs-qv",
+        "bert-labels-all",
+        "mpnet-classes-qv",
+        "roberta-classes-all",
+        "distilbert-classes-qv",
+    ] {
         let case = Case::named(name);
         let step = Step::read(name);
         let adapter = case.adapter().unwrap();
@@ -297,7 +303,7 @@ fn gradients_of_lora_and_head_are_those_of_torch() {
 
 #[test]
 fn gradients_of_a_whole_model_are_those_of_torch() {
-    for name in ["bert-pairs", "mpnet-value"] {
+    for name in ["bert-pairs", "mpnet-value", "distilbert-classes"] {
         let case = Case::named(name);
         let step = Step::read(name);
         let config = EncoderConfig::read(&case.model_folder()).unwrap();

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::folder::{LORA_A, LORA_B};
 use super::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
-use crate::encoder::{Encoder, LinearSpec, LoraModule, TaskWeights};
+use crate::encoder::{Encoder, LinearSpec, LoraModule, TaskWeights, is_head};
 
 /// Name of PEFT's `modules_to_save` for BERT's pooler.
 const POOLER: &str = "pooler";
@@ -92,7 +92,7 @@ impl AdapterFolder {
             tensors.insert(format!("{name}{LORA_B}"), snapshot(&module.b)?);
         }
         for (name, tensor) in head {
-            let name = match name.starts_with("classifier.") {
+            let name = match is_head(name) {
                 true => name.clone(),
                 false => format!("{family}.{name}"),
             };

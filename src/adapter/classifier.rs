@@ -117,15 +117,11 @@ fn classifier_config(
     family: Family,
     task: &TaskConfig,
 ) -> Result<Map<String, Value>, AdapterError> {
-    let architecture = match family {
-        Family::Bert => "BertForSequenceClassification",
-        Family::Mpnet => "MPNetForSequenceClassification",
-    };
     let mut config: Map<String, Value> = read_json(
         &encoder_dir.join("config.json"),
         "an encoder's folder has one",
     )?;
-    config.insert("architectures".to_owned(), json!([architecture]));
+    config.insert("architectures".to_owned(), json!([family.architecture()]));
     for dtype in ["torch_dtype", "dtype"] {
         if config.contains_key(dtype) {
             config.insert(dtype.to_owned(), json!("float32"));
@@ -142,8 +138,8 @@ fn classifier_tensors(
 ) -> Result<BTreeMap<String, Tensor>, AdapterError> {
     let mut tensors = BTreeMap::new();
     for (name, tensor) in weights.encoder() {
-        // MPNet's classifier leaves the pooler out that the encoder's folder may have.
-        if family == Family::Mpnet && name.starts_with("pooler.") {
+        // A classifier without a pooler leaves out the one that the encoder's folder may have.
+        if !family.has_pooler() && name.starts_with("pooler.") {
             continue;
         }
         tensors.insert(format!("{}.{name}", family.name()), snapshot(tensor)?);

@@ -11,6 +11,8 @@ use crate::text::PackedBatch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     Bert,
+    Roberta,
+    DistilBert,
     Mpnet,
 }
 
@@ -19,8 +21,25 @@ impl Family {
     pub fn name(self) -> &'static str {
         match self {
             Self::Bert => "bert",
+            Self::Roberta => "roberta",
+            Self::DistilBert => "distilbert",
             Self::Mpnet => "mpnet",
         }
+    }
+
+    /// The family's class in `transformers` for classification.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Self::Bert => "BertForSequenceClassification",
+            Self::Roberta => "RobertaForSequenceClassification",
+            Self::DistilBert => "DistilBertForSequenceClassification",
+            Self::Mpnet => "MPNetForSequenceClassification",
+        }
+    }
+
+    /// Whether the head begins with a pooler, which is a part of the encoder (BERT).
+    pub fn has_pooler(self) -> bool {
+        self == Self::Bert
     }
 }
 
@@ -37,23 +56,33 @@ pub struct EncoderConfig {
     pub max_position_embeddings: usize,
     /// Segment embeddings; 0 for a family without.
     pub type_vocab_size: usize,
+    /// Where positions count from: the first token's is one more, padding tokens are left out
+    /// (fairseq's way). Absent where positions begin at 0.
+    pub padding_idx: Option<u32>,
     pub layer_norm_eps: f64,
     /// Buckets of the relative bias; 0 for a family without.
     pub relative_attention_num_buckets: usize,
 }
 
-/// `config.json` as it stands; other fields do not matter to the forward pass.
+/// `config.json` as it stands, with DistilBERT's names of fields beside the others'. Further fields
+/// do not matter to the forward pass.
 #[derive(Deserialize)]
 struct File {
     model_type: String,
     vocab_size: usize,
+    #[serde(alias = "dim")]
     hidden_size: usize,
+    #[serde(alias = "n_layers")]
     num_hidden_layers: usize,
+    #[serde(alias = "n_heads")]
     num_attention_heads: usize,
+    #[serde(alias = "hidden_dim")]
     intermediate_size: usize,
     max_position_embeddings: usize,
     type_vocab_size: Option<usize>,
     layer_norm_eps: Option<f64>,
+    pad_token_id: Option<u32>,
+    #[serde(alias = "activation")]
     hidden_act: Option<String>,
     position_embedding_type: Option<String>,
     relative_attention_num_buckets: Option<usize>,
@@ -77,9 +106,13 @@ impl EncoderConfig {
         let unsupported = |what: String| Err(EncoderError::Unsupported(what));
         let family = match file.model_type.as_str() {
             "bert" => Family::Bert,
+            "roberta" => Family::Roberta,
+            "distilbert" => Family::DistilBert,
             "mpnet" => Family::Mpnet,
             other => {
-                return unsupported(format!("the model type {other:?} is none of bert, mpnet"));
+                return unsupported(format!(
+                    "the model type {other:?} is none of bert, roberta, distilbert, mpnet"
+                ));
             }
         };
         if let Some(act) = file.hidden_act.filter(|act| act != "gelu") {
@@ -110,14 +143,20 @@ impl EncoderConfig {
                     .into(),
             );
         }
-        if file.max_position_embeddings <= family.position_offset() {
-            return unsupported("max_position_embeddings is too small".into());
-        }
-        let (default_types, default_eps, buckets) = match family {
-            Family::Bert => (2, 1e-12, 0),
-            Family::Mpnet => (0, 1e-12, file.relative_attention_num_buckets.unwrap_or(32)),
+        let padding_idx = match family {
+            Family::Bert | Family::DistilBert => None,
+            Family::Roberta => Some(file.pad_token_id.unwrap_or(1)),
+            Family::Mpnet => Some(1),
         };
-        Ok(Self {
+        let type_vocab_size = match family {
+            Family::Bert | Family::Roberta => file.type_vocab_size.unwrap_or(2),
+            Family::DistilBert | Family::Mpnet => 0,
+        };
+        let buckets = match family {
+            Family::Mpnet => file.relative_attention_num_buckets.unwrap_or(32),
+            _ => 0,
+        };
+        let config = Self {
             family,
             vocab_size: file.vocab_size,
             hidden_size: file.hidden_size,
@@ -125,32 +164,39 @@ impl EncoderConfig {
             num_attention_heads: file.num_attention_heads,
             intermediate_size: file.intermediate_size,
             max_position_embeddings: file.max_position_embeddings,
-            type_vocab_size: match family {
-                Family::Bert => file.type_vocab_size.unwrap_or(default_types),
-                Family::Mpnet => 0,
-            },
-            layer_norm_eps: file.layer_norm_eps.unwrap_or(default_eps),
+            type_vocab_size,
+            padding_idx,
+            // DistilBERT has no such field and this value.
+            layer_norm_eps: file.layer_norm_eps.unwrap_or(1e-12),
             relative_attention_num_buckets: buckets,
-        })
+        };
+        if config.max_position_embeddings <= config.position_offset() {
+            return unsupported("max_position_embeddings is too small".into());
+        }
+        Ok(config)
     }
 
     /// Most tokens of a sequence, special tokens included.
     pub fn max_sequence_length(&self) -> usize {
-        self.max_position_embeddings - self.family.position_offset()
+        self.max_position_embeddings - self.position_offset()
+    }
+
+    /// Rows of the position table before the first token's.
+    fn position_offset(&self) -> usize {
+        self.padding_idx.map_or(0, |padding| padding as usize + 1)
     }
 
     /// Position of every token in its sequence, as a row of the position table.
     pub(super) fn positions(&self, batch: &PackedBatch) -> Vec<u32> {
         let mut positions = Vec::with_capacity(batch.tokens());
         for i in 0..batch.sequences() {
-            match self.family {
-                Family::Bert => positions.extend(0..batch.span(i).len() as u32),
-                // Counted from the padding index on, padding tokens left out (fairseq's way).
-                Family::Mpnet => {
-                    let mut last = MPNET_PADDING;
+            match self.padding_idx {
+                None => positions.extend(0..batch.span(i).len() as u32),
+                Some(padding) => {
+                    let mut last = padding;
                     positions.extend(batch.ids[batch.span(i)].iter().map(|id| {
-                        if *id == MPNET_PADDING {
-                            return MPNET_PADDING;
+                        if *id == padding {
+                            return padding;
                         }
                         last += 1;
                         last
@@ -159,19 +205,6 @@ impl EncoderConfig {
             }
         }
         positions
-    }
-}
-
-/// Id of the padding token, and row of the position table that no token has.
-const MPNET_PADDING: u32 = 1;
-
-impl Family {
-    /// Rows of the position table before the first token's.
-    fn position_offset(self) -> usize {
-        match self {
-            Self::Bert => 0,
-            Self::Mpnet => MPNET_PADDING as usize + 1,
-        }
     }
 }
 

@@ -12,14 +12,42 @@ use crate::ops::{self, Activation, Dropout, Linear};
 /// From the first token's state to logits.
 #[derive(Clone, Debug)]
 pub(super) enum Head {
-    /// Pooler (dense, tanh) and classifier. Without a pooler of its own the head uses the
+    /// BERT: pooler (dense, tanh) and classifier. Without a pooler of its own the head uses the
     /// encoder's.
-    Bert {
+    Pooled {
         pooler: Option<Linear>,
         classifier: Linear,
     },
-    /// Dense, tanh, projection.
-    Mpnet { dense: Linear, out_proj: Linear },
+    /// The others: dense, activation, projection.
+    Dense {
+        dense: Linear,
+        activation: Activation,
+        projection: Linear,
+    },
+}
+
+/// The modules of a family's head: one of `hidden` outputs, its activation, and the last one.
+pub struct HeadNames {
+    pub dense: &'static str,
+    pub activation: Activation,
+    pub projection: &'static str,
+}
+
+impl HeadNames {
+    pub fn of(family: Family) -> Self {
+        let (dense, activation, projection) = match family {
+            Family::Bert => ("pooler.dense", Activation::Tanh, "classifier"),
+            Family::Roberta | Family::Mpnet => {
+                ("classifier.dense", Activation::Tanh, "classifier.out_proj")
+            }
+            Family::DistilBert => ("pre_classifier", Activation::Relu, "classifier"),
+        };
+        Self {
+            dense,
+            activation,
+            projection,
+        }
+    }
 }
 
 impl Head {
@@ -29,47 +57,49 @@ impl Head {
         hidden: usize,
         mut tensors: BTreeMap<String, Tensor>,
     ) -> Result<Self, EncoderError> {
-        let mut projection = |name: &str| {
-            let labels = match tensors.get(&format!("{name}.weight")).map(Tensor::dims) {
-                Some([labels, _]) => *labels,
-                _ => 1,
-            };
-            take(&mut tensors, name, labels, hidden)
+        let names = HeadNames::of(family);
+        let labels = match tensors.get(&format!("{}.weight", names.projection)) {
+            Some(weight) if weight.dims().len() == 2 => weight.dims()[0],
+            _ => 1,
         };
-        let head = match family {
-            Family::Bert => {
-                let classifier = projection("classifier")?;
-                let pooler = match tensors.contains_key("pooler.dense.weight") {
-                    true => Some(take(&mut tensors, "pooler.dense", hidden, hidden)?),
-                    false => None,
-                };
-                Self::Bert { pooler, classifier }
-            }
-            Family::Mpnet => Self::Mpnet {
-                out_proj: projection("classifier.out_proj")?,
-                dense: take(&mut tensors, "classifier.dense", hidden, hidden)?,
-            },
+        let projection = take(&mut tensors, names.projection, labels, hidden)?;
+        let has_dense = tensors.contains_key(&format!("{}.weight", names.dense));
+        let dense = match has_dense || !family.has_pooler() {
+            true => Some(take(&mut tensors, names.dense, hidden, hidden)?),
+            false => None,
         };
-        if tensors.is_empty() {
-            return Ok(head);
+        if !tensors.is_empty() {
+            return Err(EncoderError::UnusedHeadWeights {
+                family: family.name(),
+                names: tensors.into_keys().collect::<Vec<_>>().join(", "),
+            });
         }
-        Err(EncoderError::UnusedHeadWeights {
-            family: family.name(),
-            names: tensors.into_keys().collect::<Vec<_>>().join(", "),
+        Ok(match dense {
+            Some(dense) if !family.has_pooler() => Self::Dense {
+                dense,
+                activation: names.activation,
+                projection,
+            },
+            pooler => Self::Pooled {
+                pooler,
+                classifier: projection,
+            },
         })
     }
 
     pub(super) fn num_labels(&self) -> usize {
         match self {
-            Self::Bert { classifier, .. } => classifier.out_features(),
-            Self::Mpnet { out_proj, .. } => out_proj.out_features(),
+            Self::Pooled { classifier, .. } => classifier.out_features(),
+            Self::Dense { projection, .. } => projection.out_features(),
         }
     }
 
     pub(super) fn linears(&self) -> Vec<&Linear> {
         match self {
-            Self::Bert { pooler, classifier } => pooler.iter().chain([classifier]).collect(),
-            Self::Mpnet { dense, out_proj } => vec![dense, out_proj],
+            Self::Pooled { pooler, classifier } => pooler.iter().chain([classifier]).collect(),
+            Self::Dense {
+                dense, projection, ..
+            } => vec![dense, projection],
         }
     }
 
@@ -86,7 +116,7 @@ impl Head {
             None => Ok(x.clone()),
         };
         match self {
-            Self::Bert { pooler, classifier } => {
+            Self::Pooled { pooler, classifier } => {
                 let pooler = pooler.as_ref().or(encoder_pooler);
                 let pooler = pooler.ok_or(EncoderError::MissingPooler)?;
                 let pooled = adapted.linear(first, pooler, Site::Pooler, Activation::Tanh)?;
@@ -96,9 +126,13 @@ impl Head {
                     Activation::None,
                 )?)
             }
-            Self::Mpnet { dense, out_proj } => {
-                let x = ops::linear(&drop(first, 2)?, dense, Activation::Tanh)?;
-                Ok(ops::linear(&drop(&x, 3)?, out_proj, Activation::None)?)
+            Self::Dense {
+                dense,
+                activation,
+                projection,
+            } => {
+                let x = ops::linear(&drop(first, 2)?, dense, *activation)?;
+                Ok(ops::linear(&drop(&x, 3)?, projection, Activation::None)?)
             }
         }
     }

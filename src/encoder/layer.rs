@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::names::{Names, in_layer};
+use super::names::Names;
 use super::{EncoderConfig, EncoderError, Segment, Site, TaskWeights, Weights};
 use crate::ops::{self, Activation, AttentionShape, Dropout, Linear, LoraUpdate, Norm, RowUpdates};
 use crate::text::PackedBatch;
@@ -38,8 +38,8 @@ impl Layer {
         index: usize,
     ) -> Result<Self, EncoderError> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let linear = |name, input, out| weights.linear(&in_layer(index, name), input, out);
-        let norm = |name| weights.norm(&in_layer(index, name), hidden, config.layer_norm_eps);
+        let linear = |name, input, out| weights.linear(&names.in_layer(index, name), input, out);
+        let norm = |name| weights.norm(&names.in_layer(index, name), hidden, config.layer_norm_eps);
         let parts = [names.query, names.key, names.value]
             .map(|name| linear(name, hidden, hidden))
             .into_iter()

@@ -14,6 +14,8 @@ mod weights;
 
 pub use config::{EncoderConfig, Family};
 pub use error::EncoderError;
+pub use head::HeadNames;
+pub use names::is_head;
 pub use task::{LoraModule, TaskWeights};
 pub use weights::Weights;
 
@@ -138,16 +140,15 @@ impl Encoder {
                 buckets: mpnet_buckets(buckets, config.max_sequence_length()),
             }),
         };
-        let pooler = match config.family {
-            Family::Bert if weights.contains("pooler.dense.weight") => {
-                Some(weights.linear("pooler.dense", hidden, hidden)?)
-            }
-            _ => None,
+        let has_pooler = config.family.has_pooler() && weights.contains("pooler.dense.weight");
+        let pooler = match has_pooler {
+            true => Some(weights.linear("pooler.dense", hidden, hidden)?),
+            false => None,
         };
         let mut linears: Vec<LinearSpec> = (0..layers.len())
             .flat_map(|index| names.linears(&config, index))
             .collect();
-        if config.family == Family::Bert {
+        if config.family.has_pooler() {
             linears.push(LinearSpec {
                 name: "pooler.dense".into(),
                 in_features: hidden,

@@ -3,8 +3,10 @@
 use super::layer::Slot;
 use super::{EncoderConfig, Family, LinearSpec, Site};
 
-/// Module names below `encoder.layer.{index}`.
+/// Module names below a layer.
 pub(super) struct Names {
+    /// What the layers stand below: `encoder.layer`.
+    layers: &'static str,
     pub(super) query: &'static str,
     pub(super) key: &'static str,
     pub(super) value: &'static str,
@@ -18,7 +20,8 @@ pub(super) struct Names {
 impl Names {
     pub(super) fn of(family: Family) -> Self {
         match family {
-            Family::Bert => Self {
+            Family::Bert | Family::Roberta => Self {
+                layers: "encoder.layer",
                 query: "attention.self.query",
                 key: "attention.self.key",
                 value: "attention.self.value",
@@ -28,7 +31,19 @@ impl Names {
                 down: "output.dense",
                 output_norm: "output.LayerNorm",
             },
+            Family::DistilBert => Self {
+                layers: "transformer.layer",
+                query: "attention.q_lin",
+                key: "attention.k_lin",
+                value: "attention.v_lin",
+                attention_output: "attention.out_lin",
+                attention_norm: "sa_layer_norm",
+                up: "ffn.lin1",
+                down: "ffn.lin2",
+                output_norm: "output_layer_norm",
+            },
             Family::Mpnet => Self {
+                layers: "encoder.layer",
                 query: "attention.attn.q",
                 key: "attention.attn.k",
                 value: "attention.attn.v",
@@ -72,7 +87,7 @@ impl Names {
         ]
         .map(
             |(name, in_features, out_features, slot, column)| LinearSpec {
-                name: in_layer(index, name),
+                name: self.in_layer(index, name),
                 in_features,
                 out_features,
                 site: Site::Layer(index, slot),
@@ -81,8 +96,14 @@ impl Names {
         )
         .into()
     }
+
+    /// Full name of a layer's module.
+    pub(super) fn in_layer(&self, index: usize, name: &str) -> String {
+        format!("{}.{index}.{name}", self.layers)
+    }
 }
 
-pub(super) fn in_layer(index: usize, name: &str) -> String {
-    format!("encoder.layer.{index}.{name}")
+/// Whether a weight belongs to the head that stands beside the encoder.
+pub fn is_head(name: &str) -> bool {
+    name.starts_with("classifier.") || name.starts_with("pre_classifier.")
 }

@@ -34,8 +34,8 @@ impl TaskWeights {
     /// `modules` may be empty: a fully fine-tuned classifier has a head only.
     ///
     /// `head` holds tensors named as in `AutoModelForSequenceClassification`, without the family's
-    /// prefix: for BERT `classifier.*` and, unless the encoder's is to be used, `pooler.dense.*`;
-    /// for MPNet `classifier.dense.*` and `classifier.out_proj.*`.
+    /// prefix, see [`HeadNames`](super::HeadNames). BERT's `pooler.dense` may be left out where the
+    /// encoder has one.
     ///
     /// # Errors
     /// A module that the encoder does not have, a shape that does not fit, a head tensor that is
@@ -70,7 +70,7 @@ impl TaskWeights {
         }
         let config = encoder.config();
         let head = Head::new(config.family, config.hidden_size, head)?;
-        if let Head::Bert { pooler: None, .. } = head
+        if let Head::Pooled { pooler: None, .. } = head
             && encoder.pooler.is_none()
         {
             return Err(EncoderError::MissingPooler);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::names::is_head;
 use super::{EncoderError, Family};
 use crate::ops::{Linear, Norm};
 
@@ -104,10 +105,6 @@ impl FromIterator<(String, Tensor)> for Weights {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(iter: I) -> Self {
         Self(iter.into_iter().collect())
     }
-}
-
-fn is_head(name: &str) -> bool {
-    name.starts_with("classifier.")
 }
 
 pub(super) fn check_shape(

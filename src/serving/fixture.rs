@@ -65,6 +65,7 @@ fn weights() -> TaskWeights {
         intermediate_size: 2,
         max_position_embeddings: 4,
         type_vocab_size: 2,
+        padding_idx: None,
         layer_norm_eps: 1e-12,
         relative_attention_num_buckets: 0,
     };

@@ -31,11 +31,12 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import (
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
-    BertForSequenceClassification,
+    DistilBertConfig,
     MPNetConfig,
-    MPNetForSequenceClassification,
+    RobertaConfig,
 )
 
 import texts
@@ -106,6 +107,33 @@ MODELS = {
         problem_type="regression",
         pad_token_id=1,
     ),
+    # Positions behind the padding index, one segment, a norm of its own width.
+    "roberta-classes": RobertaConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=36,
+        max_position_embeddings=50,
+        type_vocab_size=1,
+        vocab_size=VOCABULARY,
+        num_labels=3,
+        problem_type="single_label_classification",
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
+    ),
+    "distilbert-classes": DistilBertConfig(
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=44,
+        max_position_embeddings=48,
+        vocab_size=VOCABULARY,
+        num_labels=2,
+        problem_type="single_label_classification",
+        attention_dropout=0.0,
+        dropout=0.0,
+        seq_classif_dropout=0.0,
+    ),
 }
 
 # Of a name: its model, and its LoRA.
@@ -141,6 +169,19 @@ ADAPTERS = {
         "mpnet-value",
         dict(r=2, lora_alpha=5, target_modules="all-linear"),
     ),
+    "roberta-classes-all": (
+        "roberta-classes",
+        dict(r=3, lora_alpha=6, target_modules="all-linear"),
+    ),
+    "distilbert-classes-qv": (
+        "distilbert-classes",
+        dict(
+            r=4,
+            lora_alpha=8,
+            target_modules=["q_lin", "v_lin", "lin1"],
+            modules_to_save=["pre_classifier"],
+        ),
+    ),
 }
 
 # The gradients of one step: of a model or an adapter, and the loss.
@@ -150,6 +191,9 @@ STEPS = {
     "bert-pairs-qv": ["cross_entropy", "kl"],
     "bert-labels-all": ["bce"],
     "mpnet-classes-qv": ["cross_entropy", "kl"],
+    "distilbert-classes": ["cross_entropy"],
+    "roberta-classes-all": ["cross_entropy", "kl"],
+    "distilbert-classes-qv": ["kl"],
 }
 TEMPERATURE = 2.0
 
@@ -158,9 +202,10 @@ def randomize(model, generator):
     """Weights wide enough for attention to be sharp; norms near 1; nothing left at zero."""
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "LayerNorm.weight" in name:
+        norm = "LayerNorm" in name or "layer_norm" in name
+        if norm and name.endswith("weight"):
             parameter.data = 1 + 0.2 * noise
-        elif "LayerNorm" in name or name.endswith("bias"):
+        elif norm or name.endswith("bias"):
             parameter.data = 0.2 * noise
         elif "embeddings" in name:
             parameter.data = 0.5 * noise
@@ -174,10 +219,10 @@ def randomize(model, generator):
 def make_model(name, config, seed):
     config.id2label = {i: f"label {i}" for i in range(config.num_labels)}
     config.label2id = {label: i for i, label in config.id2label.items()}
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    bert = isinstance(config, BertConfig)
-    kind = BertForSequenceClassification if bert else MPNetForSequenceClassification
-    model = kind._from_config(config, attn_implementation="eager").float()
+    if not isinstance(config, DistilBertConfig):
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    kind = AutoModelForSequenceClassification
+    model = kind.from_config(config, attn_implementation="eager").float()
     randomize(model, torch.Generator().manual_seed(seed))
     model.eval()
     model.save_pretrained(HERE / "models" / name)
@@ -223,9 +268,9 @@ def make_adapter(name, model_name, options, seed):
 
 
 def load_model(name):
-    bert = isinstance(MODELS[name], BertConfig)
-    kind = BertForSequenceClassification if bert else MPNetForSequenceClassification
-    return kind.from_pretrained(HERE / "models" / name, attn_implementation="eager")
+    return AutoModelForSequenceClassification.from_pretrained(
+        HERE / "models" / name, attn_implementation="eager"
+    )
 
 
 def load_adapter(name):
@@ -237,9 +282,10 @@ def load_adapter(name):
 def sequences(config, seed):
     """Token ids of very different lengths, the shortest and the longest possible among them."""
     numbers = numpy.random.default_rng(seed)
-    mpnet = isinstance(config, MPNetConfig)
-    first, last, pad = (0, 2, 1) if mpnet else (2, 3, 0)
-    longest = config.max_position_embeddings - (2 if mpnet else 0)
+    # MPNet and RoBERTa have fairseq's special tokens and positions.
+    fairseq = config.model_type in ["mpnet", "roberta"]
+    first, last, pad = (0, 2, 1) if fairseq else (2, 3, 0)
+    longest = config.max_position_embeddings - (2 if fairseq else 0)
     made = []
     for length in [2, 3, 5, 1, 17, longest, 8, 30, 2]:
         ids = numbers.integers(5, VOCABULARY, size=length).tolist()
@@ -251,7 +297,7 @@ def sequences(config, seed):
             ids[border] = last
             type_ids = [int(i > border) for i in range(length)]
         made.append({"ids": ids, "type_ids": type_ids})
-    # A text may spell the padding token: it counts as a token (and MPNet numbers positions past it).
+    # A text may spell the padding token: it counts as a token (and positions are numbered past it).
     with_pad = dict(made[4])
     with_pad["ids"] = list(with_pad["ids"])
     with_pad["ids"][6] = with_pad["ids"][7] = pad

@@ -13,6 +13,13 @@ use crate::distill::spec::{LoraSpec, TrainingSpec};
 use crate::encoder::{Encoder, EncoderConfig, Family, Weights};
 use crate::text::Sequence;
 
+const FAMILIES: [Family; 4] = [
+    Family::Bert,
+    Family::Roberta,
+    Family::DistilBert,
+    Family::Mpnet,
+];
+
 fn config(family: Family) -> EncoderConfig {
     EncoderConfig {
         family,
@@ -22,9 +29,16 @@ fn config(family: Family) -> EncoderConfig {
         num_attention_heads: 3,
         intermediate_size: 20,
         max_position_embeddings: 20,
-        type_vocab_size: if family == Family::Bert { 2 } else { 0 },
+        type_vocab_size: match family {
+            Family::Bert | Family::Roberta => 2,
+            Family::DistilBert | Family::Mpnet => 0,
+        },
+        padding_idx: match family {
+            Family::Bert | Family::DistilBert => None,
+            Family::Roberta | Family::Mpnet => Some(1),
+        },
         layer_norm_eps: 1e-12,
-        relative_attention_num_buckets: if family == Family::Bert { 0 } else { 8 },
+        relative_attention_num_buckets: if family == Family::Mpnet { 8 } else { 0 },
     }
 }
 
@@ -44,46 +58,55 @@ fn weights(family: Family) -> Weights {
         shapes.push((format!("{name}.bias"), bias));
     };
     module("embeddings.LayerNorm".into(), vec![hidden]);
-    for layer in 0..2 {
-        let (linears, norm) = match family {
-            Family::Bert => (
-                ["self.query", "self.key", "self.value", "output.dense"],
+    let (layers, attention, others) = match family {
+        Family::Bert | Family::Roberta => (
+            "encoder.layer",
+            ["self.query", "self.key", "self.value", "output.dense"],
+            [
                 "attention.output.LayerNorm",
-            ),
-            Family::Mpnet => (
-                ["attn.q", "attn.k", "attn.v", "attn.o"],
+                "intermediate.dense",
+                "output.dense",
+                "output.LayerNorm",
+            ],
+        ),
+        Family::DistilBert => (
+            "transformer.layer",
+            ["q_lin", "k_lin", "v_lin", "out_lin"],
+            ["sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"],
+        ),
+        Family::Mpnet => (
+            "encoder.layer",
+            ["attn.q", "attn.k", "attn.v", "attn.o"],
+            [
                 "attention.LayerNorm",
-            ),
-        };
-        for linear in linears {
+                "intermediate.dense",
+                "output.dense",
+                "output.LayerNorm",
+            ],
+        ),
+    };
+    for layer in 0..2 {
+        for linear in attention {
             module(
-                format!("encoder.layer.{layer}.attention.{linear}"),
+                format!("{layers}.{layer}.attention.{linear}"),
                 vec![hidden, hidden],
             );
         }
-        module(format!("encoder.layer.{layer}.{norm}"), vec![hidden]);
-        module(
-            format!("encoder.layer.{layer}.intermediate.dense"),
-            vec![wide, hidden],
-        );
-        module(
-            format!("encoder.layer.{layer}.output.dense"),
-            vec![hidden, wide],
-        );
-        module(
-            format!("encoder.layer.{layer}.output.LayerNorm"),
-            vec![hidden],
-        );
+        let [norm, up, down, last_norm] = others.map(|name| format!("{layers}.{layer}.{name}"));
+        module(norm, vec![hidden]);
+        module(up, vec![wide, hidden]);
+        module(down, vec![hidden, wide]);
+        module(last_norm, vec![hidden]);
     }
-    match family {
-        Family::Bert => {
-            module("pooler.dense".into(), vec![hidden, hidden]);
-            let name = "embeddings.token_type_embeddings.weight".into();
-            shapes.push((name, vec![2, hidden]));
-        }
-        Family::Mpnet => {
-            shapes.push(("encoder.relative_attention_bias.weight".into(), vec![8, 3]));
-        }
+    if family == Family::Bert {
+        module("pooler.dense".into(), vec![hidden, hidden]);
+    }
+    if matches!(family, Family::Bert | Family::Roberta) {
+        let name = "embeddings.token_type_embeddings.weight".into();
+        shapes.push((name, vec![2, hidden]));
+    }
+    if family == Family::Mpnet {
+        shapes.push(("encoder.relative_attention_bias.weight".into(), vec![8, 3]));
     }
     shapes
         .into_iter()
@@ -91,7 +114,7 @@ fn weights(family: Family) -> Weights {
         .map(|(stream, (name, shape))| {
             let rng = CounterRng::new(3, stream as u64);
             let count = shape.iter().product::<usize>() as u64;
-            let around = if name.contains("LayerNorm.weight") {
+            let around = if name.to_lowercase().ends_with("norm.weight") {
                 1.0
             } else {
                 0.0
@@ -180,7 +203,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 #[test]
 fn every_variable_moves_within_two_steps() {
     // B begins at zero, so that A has no gradient in the first step.
-    for family in [Family::Bert, Family::Mpnet] {
+    for family in FAMILIES {
         let full = Trainee::full(config(family), &weights(family), 2, 7).unwrap();
         for trainee in [lora_trainee(family), full] {
             let before = trainee.snapshot().unwrap();
@@ -235,7 +258,7 @@ fn another_number_of_threads_changes_roundings_only() {
 
 #[test]
 fn a_task_is_learnt() {
-    for family in [Family::Bert, Family::Mpnet] {
+    for family in FAMILIES {
         let (_, score) = run(&lora_trainee(family), &spec(25), 2);
         assert!(score.unwrap() > 0.9, "{family:?}: {score:?}");
     }
@@ -260,18 +283,20 @@ fn a_target_that_no_linear_has_is_refused_with_the_names_there_are() {
 
 #[test]
 fn query_and_value_are_understood_in_every_family() {
-    let encoder = Arc::new(Encoder::new(config(Family::Mpnet), &weights(Family::Mpnet)).unwrap());
-    let trainee = Trainee::lora(encoder, &LoraSpec::default(), 2, 7).unwrap();
-    assert!(
-        trainee
+    for family in FAMILIES {
+        let encoder = Arc::new(Encoder::new(config(family), &weights(family)).unwrap());
+        let trainee = Trainee::lora(encoder, &LoraSpec::default(), 2, 7).unwrap();
+        let lora = trainee
             .variables()
-            .contains_key("encoder.layer.1.attention.attn.v.lora_B.weight")
-    );
+            .keys()
+            .filter(|name| name.ends_with("lora_B.weight"));
+        assert_eq!(lora.count(), 4, "{family:?}: two layers of query and value");
+    }
 }
 
 #[test]
 fn the_adapter_that_is_written_answers_like_the_trained_network() {
-    for family in [Family::Bert, Family::Mpnet] {
+    for family in FAMILIES {
         let trainee = lora_trainee(family);
         let (best, _) = run(&trainee, &spec(2), 1);
         let task = TaskConfig {

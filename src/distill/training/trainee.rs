@@ -9,7 +9,8 @@ use crate::adapter::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::LoraSpec;
 use crate::encoder::{
-    Encoder, EncoderConfig, EncoderError, Family, LinearSpec, LoraModule, TaskWeights, Weights,
+    Encoder, EncoderConfig, EncoderError, Family, HeadNames, LinearSpec, LoraModule, TaskWeights,
+    Weights,
 };
 use crate::ops::Linear;
 
@@ -57,8 +58,11 @@ impl Trainee {
             encoder.native_targets(&lora.targets),
             None,
         );
-        if encoder.config().family == Family::Bert {
-            config.modules_to_save.push("pooler".into());
+        // Beside `classifier`, which every head has.
+        match encoder.config().family {
+            Family::Bert => config.modules_to_save.push("pooler".into()),
+            Family::DistilBert => config.modules_to_save.push("pre_classifier".into()),
+            Family::Roberta | Family::Mpnet => {}
         }
         let targeted = config.target_linears(&encoder);
         if targeted.is_empty() {
@@ -100,8 +104,8 @@ impl Trainee {
         let encoder = Encoder::new(config.clone(), weights)?;
         let mut variables = BTreeMap::new();
         for (name, tensor) in weights.encoder() {
-            // MPNet's head has a dense layer of its own; a pooler in the file takes no part.
-            if config.family == Family::Bert || !name.starts_with("pooler.") {
+            // Where the head has a dense layer of its own, a pooler in the file takes no part.
+            if config.family.has_pooler() || !name.starts_with("pooler.") {
                 variables.insert(name.clone(), Var::from_tensor(tensor)?);
             }
         }
@@ -270,14 +274,13 @@ impl<'a> Initialiser<'a> {
         labels: usize,
     ) -> candle_core::Result<Vec<(String, Var)>> {
         let hidden = config.hidden_size;
-        let (dense, projection) = match config.family {
-            Family::Bert => ("pooler.dense", "classifier"),
-            Family::Mpnet => ("classifier.dense", "classifier.out_proj"),
-        };
+        let HeadNames {
+            dense, projection, ..
+        } = HeadNames::of(config.family);
         let pretrained = pooler.and_then(|p| Some((&p.weight, p.bias.as_ref()?)));
-        let (weight, bias) = match (config.family, pretrained) {
-            (Family::Bert, Some((w, b))) => (Var::from_tensor(w)?, Var::from_tensor(b)?),
-            _ => (self.normal(&[hidden, hidden])?, self.zeros(&[hidden])?),
+        let (weight, bias) = match pretrained {
+            Some((w, b)) => (Var::from_tensor(w)?, Var::from_tensor(b)?),
+            None => (self.normal(&[hidden, hidden])?, self.zeros(&[hidden])?),
         };
         Ok(vec![
             (format!("{dense}.weight"), weight),
