@@ -8,6 +8,12 @@ pub fn peak_resident_bytes() -> Option<u64> {
     status_bytes("VmHWM:")
 }
 
+/// Lets the peak begin anew at what is resident at this moment (`/proc/self/clear_refs`, see
+/// proc_pid_clear_refs(5)). Where the kernel refuses, the peak goes on as it was.
+pub fn reset_peak() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
 /// The resident set of this process, in bytes (`VmRSS` of `/proc/self/status`); `None` where the
 /// kernel does not say.
 pub fn resident_bytes() -> Option<u64> {
@@ -44,5 +50,14 @@ mod tests {
         let touched = std::hint::black_box(vec![1u8; 32 << 20]);
         assert!(peak_resident_bytes().unwrap() >= touched.len() as u64);
         assert!(resident_bytes().unwrap() > 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_reset_never_raises_the_peak() {
+        drop(std::hint::black_box(vec![1u8; 64 << 20]));
+        let before = peak_resident_bytes().unwrap();
+        reset_peak();
+        assert!(peak_resident_bytes().unwrap() <= before.max(resident_bytes().unwrap()));
     }
 }

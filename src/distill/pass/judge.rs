@@ -119,6 +119,10 @@ impl Pass<'_> {
         sequences: &[Sequence],
         taught: Option<&Taught>,
     ) -> Result<Option<Latency>, PassError> {
+        let taught = match taught {
+            Some(taught) => Some((taught, taught.encoder()?)),
+            None => None,
+        };
         let ids: Vec<usize> = self.data.test.iter().map(|row| row.id).collect();
         let mut measured = Vec::new();
         for (batch, rounds) in LATENCY_ROUNDS {
@@ -129,10 +133,10 @@ impl Pass<'_> {
                     ids.iter().map(|id| &sequences[**id]),
                 )
             };
-            let mut by_teacher = taught.map(|taught| {
-                |ids: &[&usize]| {
+            let mut by_teacher = taught.as_ref().map(|(taught, encoder)| {
+                move |ids: &[&usize]| {
                     let rows = ids.iter().map(|id| &taught.sequences[**id]);
-                    forward(&taught.base.encoder, &taught.weights, rows)
+                    forward(encoder, &taught.weights, rows)
                 }
             });
             let by_teacher = by_teacher.as_mut().map(|call| call as _);

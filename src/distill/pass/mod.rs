@@ -249,6 +249,7 @@ impl Pass<'_> {
         self.count_truncated(&sequences);
 
         self.stage(Stage::StudentTraining);
+        memory::reset_peak();
         let labels = self.data.label_names.len();
         let trainee = Trainee::lora(
             student.encoder.clone(),
@@ -268,8 +269,10 @@ impl Pass<'_> {
         let (_, weights) = trainee.network_of(best.clone())?;
 
         self.stage(Stage::Evaluation);
+        memory::reset_peak();
         let all: Vec<&Sequence> = sequences.iter().collect();
         let answers = self.answers(&student.encoder, &weights, &all)?;
+        let inference_bytes = memory::peak_resident_bytes();
         let task = self.task_config(&student, &spec.training);
         let Some(adapter) = trainee.adapter(&best, task)? else {
             return Err(AdapterError::NoLora.into());
@@ -282,7 +285,7 @@ impl Pass<'_> {
         report.latency = self.latency(&student, &weights, &sequences, taught.as_ref())?;
         report.peak_memory = PeakMemory {
             training_bytes,
-            inference_bytes: memory::resident_bytes(),
+            inference_bytes,
         };
         write_version(out, &adapter, &mut report)?;
         Ok(report)

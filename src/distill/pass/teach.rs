@@ -1,6 +1,9 @@
 //! The teacher's part of a pass.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
 
 use super::super::models::{ADAPTER_WEIGHTS, Base, Teacher, TeacherSource, file_bytes};
 use super::super::progress::Stage;
@@ -10,7 +13,7 @@ use super::super::teacher_cache::TeacherCache;
 use super::super::training::Trainee;
 use super::{Answering, Pass, PassError};
 use crate::adapter::AdapterError;
-use crate::encoder::{Encoder, EncoderConfig, TaskWeights, Weights};
+use crate::encoder::{Encoder, EncoderConfig, EncoderError, TaskWeights, Weights};
 use crate::text::Sequence;
 
 /// Learning rates of a teacher's fine-tuning where the request has none.
@@ -22,7 +25,10 @@ const CACHED_AT_ONCE: usize = 1_000;
 
 /// A teacher that has answered every row.
 pub(super) struct Taught {
-    pub(super) base: Base,
+    /// Where its encoder can be read again: it does not stay in memory while the student trains.
+    dir: PathBuf,
+    /// The encoder of a teacher that was fine-tuned as a whole, which is nowhere else.
+    tuned: Option<Arc<Encoder>>,
     pub(super) weights: TaskWeights,
     pub(super) size: ModelSize,
     /// `[rows]`, by row id.
@@ -30,6 +36,15 @@ pub(super) struct Taught {
     /// `[rows][labels]`, by row id.
     pub(super) logits: Vec<Vec<f32>>,
     pub(super) training: Option<TrainingSummary>,
+}
+
+impl Taught {
+    pub(super) fn encoder(&self) -> Result<Arc<Encoder>, EncoderError> {
+        match &self.tuned {
+            Some(encoder) => Ok(encoder.clone()),
+            None => Ok(Arc::new(Encoder::load(&self.dir, &Device::Cpu)?)),
+        }
+    }
 }
 
 impl Pass<'_> {
@@ -76,8 +91,10 @@ impl Pass<'_> {
                 logits[row.id].clone_from(given);
             }
         }
+        let tuned_whole = finetune.is_some_and(|tuning| tuning.mode == FinetuneMode::Full);
         Ok(Taught {
-            base,
+            tuned: tuned_whole.then_some(base.encoder),
+            dir: base.dir,
             weights,
             size,
             sequences,

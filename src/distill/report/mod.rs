@@ -110,9 +110,9 @@ pub struct Latency {
     pub batch_32: LatencyAt,
 }
 
-/// Greatest resident memory of the process by the end of each phase, in bytes; absent where the
-/// operating system does not say. The kernel keeps one peak for a process, so a phase's figure
-/// covers what came before it.
+/// Greatest resident memory of the process while the student trained, and while it answered, in
+/// bytes: the program, the student's encoder and the rows with their tokens are in both. Absent
+/// where the operating system does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PeakMemory {
     #[serde(default, skip_serializing_if = "Option::is_none")]
