@@ -4,7 +4,7 @@ mod validate;
 
 pub use validate::{FieldError, SpecError};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -34,15 +34,34 @@ pub struct DistillSpec {
 }
 
 impl DistillSpec {
-    /// The request for the report: inline rows are replaced by their number.
+    /// The request for the report: inline rows are replaced by their number, and of absolute paths
+    /// the last two parts stay, since a report is shown to whoever may ask for the task.
     pub fn without_rows(&self) -> serde_json::Value {
         let mut spec = serde_json::to_value(self).unwrap_or_default();
         for split in ["train", "validation", "test"] {
             if let Some(rows) = spec.pointer_mut(&format!("/data/{split}/rows")) {
                 *rows = rows.as_array().map_or(0, Vec::len).into();
             }
+            shorten(spec.pointer_mut(&format!("/data/{split}/path")));
         }
+        shorten(spec.pointer_mut("/teacher/model"));
+        shorten(spec.pointer_mut("/teacher/adapter"));
         spec
+    }
+}
+
+/// Leaves the last two parts of an absolute path.
+fn shorten(path: Option<&mut serde_json::Value>) {
+    let Some(value) = path else { return };
+    let Some(path) = value.as_str().map(Path::new) else {
+        return;
+    };
+    if path.is_absolute() {
+        let parts: Vec<_> = path.iter().collect();
+        let last: PathBuf = parts[parts.len().saturating_sub(2).max(1)..]
+            .iter()
+            .collect();
+        *value = last.to_string_lossy().into();
     }
 }
 

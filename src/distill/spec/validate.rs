@@ -431,6 +431,23 @@ mod tests {
     }
 
     #[test]
+    fn the_echo_does_not_tell_where_files_lie() {
+        let echo = spec(&[
+            ("/data/test", json!({"path": "/srv/state/jobs/7/test.csv"})),
+            (
+                "/teacher",
+                json!({"model": "/srv", "adapter": "/srv/mood/teacher"}),
+            ),
+        ])
+        .without_rows();
+        assert_eq!(echo["data"]["test"]["path"], "7/test.csv");
+        assert_eq!(
+            echo["teacher"],
+            json!({"model": "srv", "adapter": "mood/teacher"})
+        );
+    }
+
+    #[test]
     fn the_echo_of_a_request_counts_inline_rows() {
         let echo = spec(&[("/data/test", json!({"path": "test.csv"}))]).without_rows();
         assert_eq!(
