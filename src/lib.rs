@@ -6,13 +6,13 @@
 //!
 //! The floors of the house, lowest first; a module uses only those above its line here:
 //!
+//! - [`telemetry`]: logs, metrics, memory; every floor records there.
 //! - [`ops`]: the fused operations the network is made of, with their backward passes.
 //! - [`text`]: inputs, tokenizer, sequences, packed batches.
 //! - [`encoder`]: the transformer families, their heads, and LoRA on any of their linears.
 //! - [`adapter`]: PEFT folders in and out, and a classifier that is ready to answer.
 //! - [`store`]: the state folder: jobs, versions, history, artifacts.
 //! - [`hub`]: encoders by catalog name, fetched and verified.
-//! - [`telemetry`]: logs, metrics, memory.
 //! - [`serving`]: admission, queue, batcher, workers, the live task table.
 //! - [`distill`]: data sets, teachers, training, evaluation, reports, jobs.
 //! - [`config`]: what the user typed, checked and made whole.

@@ -10,8 +10,8 @@ use crate::distill::models::Places;
 use crate::distill::pass;
 use crate::distill::progress::{Event, Stage};
 use crate::distill::spec::DistillSpec;
-use crate::http::error::chain;
 use crate::hub;
+use crate::telemetry::chain;
 
 /// Distil a teacher into an adapter of the student.
 ///

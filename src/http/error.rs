@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use crate::telemetry::chain;
+use crate::telemetry::chain;
 use utoipa::openapi::response::Response as OpenApiResponse;
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 

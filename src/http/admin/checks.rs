@@ -8,7 +8,8 @@ use crate::adapter::{AdapterFolder, TaskConfig};
 use crate::distill::dataset::{Dataset, KnownTask, Teacher};
 use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
 use crate::encoder::EncoderConfig;
-use crate::http::error::{ApiError, Problem, chain};
+use crate::http::error::{ApiError, Problem};
+use crate::telemetry::chain;
 
 /// Larger files are read by the job alone: reading them here would cost the server as much
 /// memory as a pass.
