@@ -188,6 +188,18 @@ impl Runner {
         }
     }
 
+    /// Waits until a job whose row says that it is over is dealt with to the end: who reads of a
+    /// promoted version finds it in service.
+    pub async fn settle(&self, job: &Job) {
+        let running = self.shared.running.lock().await.clone();
+        if let Some(running) = running
+            && running.id == job.id
+            && job.state.is_over()
+        {
+            running.ended.cancelled().await;
+        }
+    }
+
     /// Stops the running process, marks its job as failed, and returns when that is recorded.
     /// Queued jobs wait for the next server.
     pub async fn shutdown(&self) {

@@ -46,6 +46,9 @@ pub(super) async fn list(
     Query(page): Query<Page>,
 ) -> Result<Json<JobList>, ApiError> {
     let jobs = admin.store.jobs(page.limit.min(MAX_LISTED)).await?;
+    for job in &jobs {
+        admin.runner.settle(job).await;
+    }
     Ok(Json(JobList { jobs }))
 }
 
@@ -59,7 +62,9 @@ pub(super) async fn show(
     State(admin): State<Admin>,
     Path(id): Path<String>,
 ) -> Result<Json<Job>, ApiError> {
-    Ok(Json(admin.store.job(&id).await?))
+    let job = admin.store.job(&id).await?;
+    admin.runner.settle(&job).await;
+    Ok(Json(job))
 }
 
 /// Cancel a job, queued or running. Answers when its process is gone.
