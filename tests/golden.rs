@@ -275,7 +275,7 @@ fn gradients_of_lora_and_head_are_those_of_torch() {
         let step = Step::read(name);
         let adapter = case.adapter().unwrap();
         let encoder = Encoder::load(&case.model_folder(), &Device::Cpu).unwrap();
-        let family = format!("{}.", encoder.config().family.name());
+        let family = encoder.config().family;
         let variables: BTreeMap<String, Var> = adapter
             .tensors
             .iter()
@@ -285,7 +285,7 @@ fn gradients_of_lora_and_head_are_those_of_torch() {
         let modules = adapter.tensors.keys().filter_map(|name| {
             let module = name.strip_suffix(".lora_A.weight")?;
             Some(LoraModule {
-                name: module.strip_prefix(&family).unwrap().to_owned(),
+                name: family.short_name(module).unwrap().to_owned(),
                 a: tensor(name),
                 b: tensor(&format!("{module}.lora_B.weight")),
                 scale: adapter.config.scale(module),
@@ -311,19 +311,19 @@ fn gradients_of_a_whole_model_are_those_of_torch() {
         let stored = Weights::read(&case.model_folder(), family, &Device::Cpu).unwrap();
         let mut variables = BTreeMap::new();
         let mut weights = Vec::new();
-        for (name, tensor) in stored.encoder() {
+        for (name, tensor) in stored.encoder(family) {
             let variable = step.variable(tensor);
             weights.push((name.clone(), variable.as_tensor().clone()));
-            variables.insert(format!("{}.{name}", family.name()), variable);
+            variables.insert(family.full_name(name), variable);
         }
-        for (name, tensor) in stored.head() {
+        for (name, tensor) in stored.head(family) {
             let variable = step.variable(&tensor);
             weights.push((name.clone(), variable.as_tensor().clone()));
             variables.insert(name, variable);
         }
         let weights: Weights = weights.into_iter().collect();
         let encoder = Encoder::new(config, &weights).unwrap();
-        let head = TaskWeights::new(&encoder, Vec::new(), weights.head()).unwrap();
+        let head = TaskWeights::new(&encoder, Vec::new(), weights.head(family)).unwrap();
         for loss in step.losses() {
             let logits = forward(&encoder, &head, &case.training_batch());
             step.compare(loss, &logits, &variables, name);
@@ -339,13 +339,13 @@ fn a_trained_adapter_answers_the_same_after_a_round_through_its_folder() {
             continue;
         };
         let encoder = Encoder::load(&case.model_folder(), &Device::Cpu).unwrap();
-        let family = format!("{}.", encoder.config().family.name());
+        let family = encoder.config().family;
         let modules: Vec<LoraModule> = adapter
             .tensors
             .keys()
             .filter_map(|name| name.strip_suffix(".lora_A.weight"))
             .map(|module| LoraModule {
-                name: module.strip_prefix(&family).unwrap().to_owned(),
+                name: family.short_name(module).unwrap().to_owned(),
                 a: adapter.tensors[&format!("{module}.lora_A.weight")].clone(),
                 b: adapter.tensors[&format!("{module}.lora_B.weight")].clone(),
                 scale: adapter.config.scale(module),
@@ -356,7 +356,7 @@ fn a_trained_adapter_answers_the_same_after_a_round_through_its_folder() {
             .iter()
             .filter(|(name, _)| !name.contains(".lora_"));
         let head = head.map(|(name, tensor)| {
-            let name = name.strip_prefix(&family).unwrap_or(name);
+            let name = family.short_name(name).unwrap_or(name);
             (name.to_owned(), tensor.clone())
         });
         let written = AdapterFolder::from_weights(

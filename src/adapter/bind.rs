@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::folder::{LORA_A, LORA_B};
 use super::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
-use crate::encoder::{Encoder, LinearSpec, LoraModule, TaskWeights, is_head};
+use crate::encoder::{Encoder, LinearSpec, LoraModule, TaskWeights};
 
 /// Name of PEFT's `modules_to_save` for BERT's pooler.
 const POOLER: &str = "pooler";
@@ -15,9 +15,9 @@ impl AdapterConfig {
     /// The linears of an encoder that carry LoRA by `target_modules`, in the network's order. None
     /// where only the stored weights tell ([`super::TargetModules::AsStored`]).
     pub fn target_linears<'a>(&self, encoder: &'a Encoder) -> Vec<&'a LinearSpec> {
-        let family = encoder.config().family.name();
+        let family = encoder.config().family;
         let targeted =
-            |spec: &&LinearSpec| self.targets(&format!("{family}.{}", spec.name)) == Some(true);
+            |spec: &&LinearSpec| self.targets(&family.full_name(&spec.name)) == Some(true);
         encoder.linears().iter().filter(targeted).collect()
     }
 }
@@ -31,11 +31,12 @@ impl AdapterFolder {
     /// one output a label.
     pub fn bind(&self, encoder: &Encoder) -> Result<TaskWeights, AdapterError> {
         let parts = self.parts()?;
-        let family = encoder.config().family.name();
+        let family = encoder.config().family;
         let mut modules = Vec::with_capacity(parts.lora.len());
         for (name, pair) in &parts.lora {
-            let short = without_family(name, family).ok_or_else(|| {
-                AdapterError::Mismatch(format!("{name} is not a part of a {family} model"))
+            let short = family.short_name(name).ok_or_else(|| {
+                let model = family.model_type();
+                AdapterError::Mismatch(format!("{name} is not a part of a {model} model"))
             })?;
             modules.push(LoraModule {
                 name: short.to_owned(),
@@ -47,7 +48,7 @@ impl AdapterFolder {
         for spec in self.config.target_linears(encoder) {
             if !parts
                 .lora
-                .contains_key(format!("{family}.{}", spec.name).as_str())
+                .contains_key(family.full_name(&spec.name).as_str())
             {
                 return Err(AdapterError::Mismatch(format!(
                     "target_modules names {}, but the file holds no LoRA weights for it",
@@ -57,7 +58,7 @@ impl AdapterFolder {
         }
         let mut head = BTreeMap::new();
         for (name, tensor) in &parts.saved {
-            let short = without_family(name, family).unwrap_or(name);
+            let short = family.short_name(name).unwrap_or(name);
             head.insert(short.to_owned(), tensor.to_device(encoder.device())?);
         }
         let weights = TaskWeights::new(encoder, modules, head)?;
@@ -77,10 +78,10 @@ impl AdapterFolder {
         modules: &[LoraModule],
         head: &BTreeMap<String, Tensor>,
     ) -> Result<Self, AdapterError> {
-        let family = encoder.config().family.name();
+        let family = encoder.config().family;
         let mut tensors = BTreeMap::new();
         for module in modules {
-            let name = format!("{family}.{}", module.name);
+            let name = family.full_name(&module.name);
             let scale = config.scale(&name);
             if (scale - module.scale).abs() > 1e-9 * scale {
                 return Err(AdapterError::Mismatch(format!(
@@ -92,11 +93,7 @@ impl AdapterFolder {
             tensors.insert(format!("{name}{LORA_B}"), snapshot(&module.b)?);
         }
         for (name, tensor) in head {
-            let name = match is_head(name) {
-                true => name.clone(),
-                false => format!("{family}.{name}"),
-            };
-            tensors.insert(name, snapshot(tensor)?);
+            tensors.insert(family.full_name(name), snapshot(tensor)?);
         }
         let pooler = head.keys().any(|name| name.starts_with("pooler."));
         if pooler && !config.modules_to_save.iter().any(|saved| saved == POOLER) {
@@ -122,11 +119,6 @@ pub(super) fn check_labels(task: &TaskConfig, weights: &TaskWeights) -> Result<(
         weights.num_labels(),
         task.labels.len()
     )))
-}
-
-/// `None` where the name does not begin with the family's prefix.
-fn without_family<'a>(name: &'a str, family: &str) -> Option<&'a str> {
-    name.strip_prefix(family)?.strip_prefix('.')
 }
 
 /// A copy on the CPU that later steps of training do not change.

@@ -51,7 +51,7 @@ impl Classifier {
     pub fn load(dir: &Path, device: &Device) -> Result<Self, AdapterError> {
         let config = EncoderConfig::read(dir)?;
         let stored = Weights::read(dir, config.family, device)?;
-        let head = stored.head();
+        let head = stored.head(config.family);
         if head.is_empty() {
             return Err(AdapterError::NoHead(dir.to_path_buf()));
         }
@@ -137,15 +137,8 @@ fn classifier_tensors(
     weights: &Weights,
 ) -> Result<BTreeMap<String, Tensor>, AdapterError> {
     let mut tensors = BTreeMap::new();
-    for (name, tensor) in weights.encoder() {
-        // A classifier without a pooler leaves out the one that the encoder's folder may have.
-        if !family.has_pooler() && name.starts_with("pooler.") {
-            continue;
-        }
-        tensors.insert(format!("{}.{name}", family.name()), snapshot(tensor)?);
-    }
-    for (name, tensor) in weights.head() {
-        tensors.insert(name, snapshot(&tensor)?);
+    for (name, tensor) in weights.iter() {
+        tensors.insert(family.full_name(name), snapshot(tensor)?);
     }
     Ok(tensors)
 }

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 
 use super::files::{read_tensors, write_folder, write_tensors};
 use super::{AdapterConfig, AdapterError, TaskConfig};
+use crate::encoder::Family;
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
@@ -86,12 +87,8 @@ impl AdapterFolder {
     pub fn write_files(&self, dir: &Path) -> Result<(), AdapterError> {
         let parts = self.parts()?;
         let modules: Vec<String> = parts.lora.keys().map(|name| (*name).to_owned()).collect();
-        let family = modules
-            .first()
-            .and_then(|name| name.split('.').next())
-            .unwrap_or_default();
         self.config.write(dir, &modules)?;
-        self.task.write(dir, family)?;
+        self.task.write(dir, model_type(&modules))?;
         let tensors = self
             .tensors
             .iter()
@@ -169,6 +166,16 @@ impl AdapterFolder {
         }
         Ok(())
     }
+}
+
+/// `model_type` of the family that adapted modules belong to.
+fn model_type(modules: &[String]) -> &'static str {
+    let has_its_prefix = |family: &Family| {
+        let of_family = |module: &String| module.split('.').next() == Some(family.prefix());
+        modules.iter().any(of_family)
+    };
+    let family = Family::ALL.into_iter().find(has_its_prefix);
+    family.map_or("", Family::model_type)
 }
 
 #[cfg(test)]

@@ -4,44 +4,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::EncoderError;
+use super::{EncoderError, Family};
 use crate::text::PackedBatch;
-
-/// An encoder architecture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    Bert,
-    Roberta,
-    DistilBert,
-    Mpnet,
-}
-
-impl Family {
-    /// `model_type` in `config.json`, which is also the prefix of the weights' names.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bert => "bert",
-            Self::Roberta => "roberta",
-            Self::DistilBert => "distilbert",
-            Self::Mpnet => "mpnet",
-        }
-    }
-
-    /// The family's class in `transformers` for classification.
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Self::Bert => "BertForSequenceClassification",
-            Self::Roberta => "RobertaForSequenceClassification",
-            Self::DistilBert => "DistilBertForSequenceClassification",
-            Self::Mpnet => "MPNetForSequenceClassification",
-        }
-    }
-
-    /// Whether the head begins with a pooler, which is a part of the encoder (BERT).
-    pub fn has_pooler(self) -> bool {
-        self == Self::Bert
-    }
-}
 
 /// The sizes of an encoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -104,16 +68,13 @@ impl EncoderConfig {
 
     fn from_file(file: File) -> Result<Self, EncoderError> {
         let unsupported = |what: String| Err(EncoderError::Unsupported(what));
-        let family = match file.model_type.as_str() {
-            "bert" => Family::Bert,
-            "roberta" => Family::Roberta,
-            "distilbert" => Family::DistilBert,
-            "mpnet" => Family::Mpnet,
-            other => {
-                return unsupported(format!(
-                    "the model type {other:?} is none of bert, roberta, distilbert, mpnet"
-                ));
-            }
+        let of_type = |family: &Family| family.model_type() == file.model_type;
+        let Some(family) = Family::ALL.into_iter().find(of_type) else {
+            let known = Family::ALL.map(Family::model_type).join(", ");
+            return unsupported(format!(
+                "the model type {:?} is none of {known}",
+                file.model_type
+            ));
         };
         if let Some(act) = file.hidden_act.filter(|act| act != "gelu") {
             return unsupported(format!(

@@ -32,8 +32,11 @@ pub enum EncoderError {
     UnknownLinear { name: String },
     #[error("head weights that no {family} head has: {names}")]
     UnusedHeadWeights { family: &'static str, names: String },
-    #[error("the head needs a pooler, and neither the task nor the encoder has one")]
-    MissingPooler,
+    #[error(
+        "the head needs {name}, and neither the task nor the encoder's folder has it; PEFT stores \
+         it if modules_to_save names it"
+    )]
+    MissingHeadDense { name: &'static str },
     #[error("a sequence of {tokens} tokens; the encoder takes 1 to {limit}")]
     SequenceLength { tokens: usize, limit: usize },
     #[error("segments must cover the batch's sequences in order")]

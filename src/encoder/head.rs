@@ -1,4 +1,5 @@
-//! Classification heads, as `AutoModelForSequenceClassification` has them.
+//! Classification heads, as `AutoModelForSequenceClassification` has them: dropout, dense,
+//! activation, dropout, projection.
 
 use std::collections::BTreeMap;
 
@@ -9,52 +10,67 @@ use super::weights::check_shape;
 use super::{EncoderError, Family, Site};
 use crate::ops::{self, Activation, Dropout, Linear};
 
+/// Places of the dropouts.
+const BEFORE_DENSE: u64 = 2;
+const BEFORE_PROJECTION: u64 = 3;
+
 /// From the first token's state to logits.
 #[derive(Clone, Debug)]
-pub(super) enum Head {
-    /// BERT: pooler (dense, tanh) and classifier. Without a pooler of its own the head uses the
-    /// encoder's.
-    Pooled {
-        pooler: Option<Linear>,
-        classifier: Linear,
-    },
-    /// The others: dense, activation, projection.
-    Dense {
-        dense: Linear,
-        activation: Activation,
-        projection: Linear,
-    },
+pub(super) struct Head {
+    /// Absent where the encoder's own is used.
+    dense: Option<Linear>,
+    projection: Linear,
+    names: HeadNames,
 }
 
-/// The modules of a family's head: one of `hidden` outputs, its activation, and the last one.
+/// The modules of a family's head.
+#[derive(Clone, Copy, Debug)]
 pub struct HeadNames {
+    /// The linear with as many outputs as the encoder.
     pub dense: &'static str,
     pub activation: Activation,
+    /// Whether dropout comes before it too.
+    drops_input: bool,
+    /// Whether it is a module of its own, which an encoder's folder may bring and which may carry
+    /// LoRA; if not it is a part of `classifier`, which every adapter brings whole.
+    pub stands_alone: bool,
+    /// The last linear, with an output a label.
     pub projection: &'static str,
 }
 
 impl HeadNames {
     pub fn of(family: Family) -> Self {
-        let (dense, activation, projection) = match family {
-            Family::Bert => ("pooler.dense", Activation::Tanh, "classifier"),
-            Family::Roberta | Family::Mpnet => {
-                ("classifier.dense", Activation::Tanh, "classifier.out_proj")
-            }
-            Family::DistilBert => ("pre_classifier", Activation::Relu, "classifier"),
-        };
+        match family {
+            Family::Bert => Self::alone("pooler.dense", Activation::Tanh),
+            Family::DistilBert => Self::alone("pre_classifier", Activation::Relu),
+            Family::Roberta | Family::Mpnet => Self {
+                dense: "classifier.dense",
+                activation: Activation::Tanh,
+                drops_input: true,
+                stands_alone: false,
+                projection: "classifier.out_proj",
+            },
+        }
+    }
+
+    fn alone(dense: &'static str, activation: Activation) -> Self {
         Self {
             dense,
             activation,
-            projection,
+            drops_input: false,
+            stands_alone: true,
+            projection: "classifier",
         }
     }
 }
 
 impl Head {
-    /// Takes the tensors it knows; any other is an error.
+    /// Takes the tensors it knows; any other is an error. `encoder_dense` tells whether the encoder
+    /// has a dense linear for heads without.
     pub(super) fn new(
         family: Family,
         hidden: usize,
+        encoder_dense: bool,
         mut tensors: BTreeMap<String, Tensor>,
     ) -> Result<Self, EncoderError> {
         let names = HeadNames::of(family);
@@ -64,49 +80,38 @@ impl Head {
         };
         let projection = take(&mut tensors, names.projection, labels, hidden)?;
         let has_dense = tensors.contains_key(&format!("{}.weight", names.dense));
-        let dense = match has_dense || !family.has_pooler() {
-            true => Some(take(&mut tensors, names.dense, hidden, hidden)?),
-            false => None,
+        let dense = if has_dense || !names.stands_alone {
+            Some(take(&mut tensors, names.dense, hidden, hidden)?)
+        } else if encoder_dense {
+            None
+        } else {
+            return Err(EncoderError::MissingHeadDense { name: names.dense });
         };
         if !tensors.is_empty() {
             return Err(EncoderError::UnusedHeadWeights {
-                family: family.name(),
+                family: family.model_type(),
                 names: tensors.into_keys().collect::<Vec<_>>().join(", "),
             });
         }
-        Ok(match dense {
-            Some(dense) if !family.has_pooler() => Self::Dense {
-                dense,
-                activation: names.activation,
-                projection,
-            },
-            pooler => Self::Pooled {
-                pooler,
-                classifier: projection,
-            },
+        Ok(Self {
+            dense,
+            projection,
+            names,
         })
     }
 
     pub(super) fn num_labels(&self) -> usize {
-        match self {
-            Self::Pooled { classifier, .. } => classifier.out_features(),
-            Self::Dense { projection, .. } => projection.out_features(),
-        }
+        self.projection.out_features()
     }
 
-    pub(super) fn linears(&self) -> Vec<&Linear> {
-        match self {
-            Self::Pooled { pooler, classifier } => pooler.iter().chain([classifier]).collect(),
-            Self::Dense {
-                dense, projection, ..
-            } => vec![dense, projection],
-        }
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.dense.iter().chain([&self.projection])
     }
 
     /// Logits `[sequences, labels]` of first-token states `[sequences, hidden]`.
     pub(super) fn forward(
         &self,
-        encoder_pooler: Option<&Linear>,
+        encoder_dense: Option<&Linear>,
         first: &Tensor,
         adapted: &Adapted<'_>,
         dropout: Option<Dropout>,
@@ -115,26 +120,17 @@ impl Head {
             Some(dropout) => ops::dropout(x, dropout.at_site(site)),
             None => Ok(x.clone()),
         };
-        match self {
-            Self::Pooled { pooler, classifier } => {
-                let pooler = pooler.as_ref().or(encoder_pooler);
-                let pooler = pooler.ok_or(EncoderError::MissingPooler)?;
-                let pooled = adapted.linear(first, pooler, Site::Pooler, Activation::Tanh)?;
-                Ok(ops::linear(
-                    &drop(&pooled, 1)?,
-                    classifier,
-                    Activation::None,
-                )?)
-            }
-            Self::Dense {
-                dense,
-                activation,
-                projection,
-            } => {
-                let x = ops::linear(&drop(first, 2)?, dense, *activation)?;
-                Ok(ops::linear(&drop(&x, 3)?, projection, Activation::None)?)
-            }
-        }
+        let dense = self.dense.as_ref().or(encoder_dense);
+        let dense = dense.ok_or(EncoderError::MissingHeadDense {
+            name: self.names.dense,
+        })?;
+        let first = match self.names.drops_input {
+            true => drop(first, BEFORE_DENSE)?,
+            false => first.clone(),
+        };
+        let x = adapted.linear(&first, dense, Site::HeadDense, self.names.activation)?;
+        let x = drop(&x, BEFORE_PROJECTION)?;
+        Ok(ops::linear(&x, &self.projection, Activation::None)?)
     }
 }
 

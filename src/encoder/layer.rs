@@ -203,7 +203,7 @@ impl Site {
     fn number(self) -> u64 {
         match self {
             Self::Layer(index, slot) => 16 + 4 * index as u64 + slot as u64,
-            Self::Pooler => 0,
+            Self::HeadDense => 0,
         }
     }
 }

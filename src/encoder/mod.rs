@@ -6,16 +6,17 @@
 
 mod config;
 mod error;
+mod family;
 mod head;
 mod layer;
 mod names;
 mod task;
 mod weights;
 
-pub use config::{EncoderConfig, Family};
+pub use config::EncoderConfig;
 pub use error::EncoderError;
+pub use family::Family;
 pub use head::HeadNames;
-pub use names::is_head;
 pub use task::{LoraModule, TaskWeights};
 pub use weights::Weights;
 
@@ -39,8 +40,8 @@ pub struct Encoder {
     embedding_norm: Norm,
     layers: Vec<Layer>,
     relative: Option<RelativeBias>,
-    /// The pooler that came with the encoder (BERT).
-    pooler: Option<ops::Linear>,
+    /// The head's first linear that came with the encoder (BERT's pooler).
+    head_dense: Option<ops::Linear>,
     linears: Vec<LinearSpec>,
     parameters: usize,
 }
@@ -68,7 +69,7 @@ pub struct LinearSpec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Site {
     Layer(usize, layer::Slot),
-    Pooler,
+    HeadDense,
 }
 
 /// Sequences of a batch that one task answers.
@@ -140,25 +141,29 @@ impl Encoder {
                 buckets: mpnet_buckets(buckets, config.max_sequence_length()),
             }),
         };
-        let has_pooler = config.family.has_pooler() && weights.contains("pooler.dense.weight");
-        let pooler = match has_pooler {
-            true => Some(weights.linear("pooler.dense", hidden, hidden)?),
+        let head = HeadNames::of(config.family);
+        let has_dense = head.stands_alone && weights.contains(&format!("{}.weight", head.dense));
+        let head_dense = match has_dense {
+            true => Some(weights.linear(head.dense, hidden, hidden)?),
             false => None,
         };
         let mut linears: Vec<LinearSpec> = (0..layers.len())
             .flat_map(|index| names.linears(&config, index))
             .collect();
-        if config.family.has_pooler() {
+        if head.stands_alone {
             linears.push(LinearSpec {
-                name: "pooler.dense".into(),
+                name: head.dense.into(),
                 in_features: hidden,
                 out_features: hidden,
-                site: Site::Pooler,
+                site: Site::HeadDense,
                 column: 0,
             });
         }
         Ok(Self {
-            parameters: weights.encoder_parameters(),
+            parameters: weights
+                .encoder(config.family)
+                .map(|(_, tensor)| tensor.elem_count())
+                .sum(),
             config,
             word,
             position,
@@ -166,7 +171,7 @@ impl Encoder {
             embedding_norm,
             layers,
             relative,
-            pooler,
+            head_dense,
             linears,
         })
     }
@@ -184,9 +189,10 @@ impl Encoder {
         self.word.device()
     }
 
-    /// The pooler that came with the encoder (BERT).
-    pub fn pooler(&self) -> Option<&ops::Linear> {
-        self.pooler.as_ref()
+    /// The head's first linear that came with the encoder: BERT's pooler, and what a fine-tuned
+    /// DistilBERT has.
+    pub fn head_dense(&self) -> Option<&ops::Linear> {
+        self.head_dense.as_ref()
     }
 
     /// Every linear that LoRA may target, in the network's order.
@@ -243,7 +249,7 @@ impl Encoder {
                 let first = first.narrow(0, start, end - start)?;
                 segment
                     .weights
-                    .head_logits(self.pooler.as_ref(), &first, over_sequences)
+                    .head_logits(self.head_dense.as_ref(), &first, over_sequences)
             })
             .collect()
     }

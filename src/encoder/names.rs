@@ -102,8 +102,3 @@ impl Names {
         format!("{}.{index}.{name}", self.layers)
     }
 }
-
-/// Whether a weight belongs to the head that stands beside the encoder.
-pub fn is_head(name: &str) -> bool {
-    name.starts_with("classifier.") || name.starts_with("pre_classifier.")
-}

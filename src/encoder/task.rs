@@ -34,8 +34,8 @@ impl TaskWeights {
     /// `modules` may be empty: a fully fine-tuned classifier has a head only.
     ///
     /// `head` holds tensors named as in `AutoModelForSequenceClassification`, without the family's
-    /// prefix, see [`HeadNames`](super::HeadNames). BERT's `pooler.dense` may be left out where the
-    /// encoder has one.
+    /// prefix, see [`HeadNames`](super::HeadNames). A dense linear that stands alone (BERT's
+    /// `pooler.dense`) may be left out where the encoder's folder has one.
     ///
     /// # Errors
     /// A module that the encoder does not have, a shape that does not fit, a head tensor that is
@@ -69,12 +69,8 @@ impl TaskWeights {
             updates.entry(spec.site).or_default().push(update);
         }
         let config = encoder.config();
-        let head = Head::new(config.family, config.hidden_size, head)?;
-        if let Head::Pooled { pooler: None, .. } = head
-            && encoder.pooler.is_none()
-        {
-            return Err(EncoderError::MissingPooler);
-        }
+        let has_dense = encoder.head_dense.is_some();
+        let head = Head::new(config.family, config.hidden_size, has_dense, head)?;
         Ok(Self {
             updates: updates
                 .into_iter()
@@ -95,7 +91,7 @@ impl TaskWeights {
         let count = |linear: &Linear| {
             linear.weight.elem_count() + linear.bias.as_ref().map_or(0, Tensor::elem_count)
         };
-        lora + self.head.linears().into_iter().map(count).sum::<usize>()
+        lora + self.head.linears().map(count).sum::<usize>()
     }
 
     pub(super) fn updates(&self, site: Site) -> Option<&Arc<[LoraUpdate]>> {
@@ -105,11 +101,11 @@ impl TaskWeights {
     /// Logits `[sequences, labels]` of first-token states `[sequences, hidden]`.
     pub(super) fn head_logits(
         &self,
-        encoder_pooler: Option<&Linear>,
+        encoder_dense: Option<&Linear>,
         first: &Tensor,
         dropout: Option<Dropout>,
     ) -> Result<Tensor, EncoderError> {
         let adapted = Adapted::whole(self, first.dims()[0], dropout);
-        self.head.forward(encoder_pooler, first, &adapted, dropout)
+        self.head.forward(encoder_dense, first, &adapted, dropout)
     }
 }

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::names::is_head;
-use super::{EncoderError, Family};
+use super::{EncoderError, Family, HeadNames};
 use crate::ops::{Linear, Norm};
 
 /// Tensors by name, in f32, without the family's prefix.
@@ -25,14 +24,10 @@ impl Weights {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(EncoderError::Read { path, source });
         }
-        let prefix = format!("{}.", family.name());
         candle_core::safetensors::load(&path, device)?
             .into_iter()
-            .filter(|(name, _)| !name.ends_with("position_ids"))
-            .map(|(name, tensor)| {
-                let name = name.strip_prefix(&prefix).unwrap_or(&name).to_owned();
-                Ok((name, tensor.to_dtype(DType::F32)?))
-            })
+            .filter_map(|(name, tensor)| Some((name_here(family, &name)?, tensor)))
+            .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
             .collect()
     }
 
@@ -44,28 +39,23 @@ impl Weights {
         self.0.get(name)
     }
 
-    /// The weights that are not the head's.
-    pub fn encoder(&self) -> impl Iterator<Item = (&String, &Tensor)> {
-        self.0.iter().filter(|(name, _)| !is_head(name))
+    /// The weights that do not stand beside the encoder.
+    pub fn encoder(&self, family: Family) -> impl Iterator<Item = (&String, &Tensor)> {
+        self.0.iter().filter(move |(name, _)| !family.is_head(name))
     }
 
     pub fn contains(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// The weights of the classification head.
-    pub fn head(&self) -> BTreeMap<String, Tensor> {
-        let head = |(name, _): &(&String, &Tensor)| is_head(name);
+    /// The weights of the classification head that stand beside the encoder.
+    pub fn head(&self, family: Family) -> BTreeMap<String, Tensor> {
+        let head = |(name, _): &(&String, &Tensor)| family.is_head(name);
         self.0
             .iter()
             .filter(head)
             .map(|(n, t)| (n.clone(), t.clone()))
             .collect()
-    }
-
-    /// Number of weights that are not the head's.
-    pub(super) fn encoder_parameters(&self) -> usize {
-        self.encoder().map(|(_, tensor)| tensor.elem_count()).sum()
     }
 
     pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, EncoderError> {
@@ -105,6 +95,26 @@ impl FromIterator<(String, Tensor)> for Weights {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(iter: I) -> Self {
         Self(iter.into_iter().collect())
     }
+}
+
+/// The name of a weight here; `None` for one that classification does not use.
+fn name_here(family: Family, stored: &str) -> Option<String> {
+    let name = match stored.strip_prefix(family.prefix()) {
+        Some(rest) => rest.strip_prefix('.').unwrap_or(stored),
+        None => stored,
+    };
+    let module = name.split('.').next().unwrap_or_default();
+    let encoder = ["embeddings", "encoder", "transformer"].contains(&module);
+    let pooler = module == "pooler" && HeadNames::of(family).dense.starts_with("pooler.");
+    if name.ends_with("position_ids") || !(encoder || pooler || family.is_head(name)) {
+        return None;
+    }
+    // Checkpoints that go back to TensorFlow, among them bert-base-uncased on the hub.
+    Some(match name.rsplit_once('.') {
+        Some((norm, "gamma")) => format!("{norm}.weight"),
+        Some((norm, "beta")) => format!("{norm}.bias"),
+        _ => name.to_owned(),
+    })
 }
 
 pub(super) fn check_shape(

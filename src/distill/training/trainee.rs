@@ -9,8 +9,7 @@ use crate::adapter::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::LoraSpec;
 use crate::encoder::{
-    Encoder, EncoderConfig, EncoderError, Family, HeadNames, LinearSpec, LoraModule, TaskWeights,
-    Weights,
+    Encoder, EncoderConfig, EncoderError, HeadNames, LinearSpec, LoraModule, TaskWeights, Weights,
 };
 use crate::ops::Linear;
 
@@ -59,10 +58,10 @@ impl Trainee {
             None,
         );
         // Beside `classifier`, which every head has.
-        match encoder.config().family {
-            Family::Bert => config.modules_to_save.push("pooler".into()),
-            Family::DistilBert => config.modules_to_save.push("pre_classifier".into()),
-            Family::Roberta | Family::Mpnet => {}
+        let head = HeadNames::of(encoder.config().family);
+        if head.stands_alone {
+            let module = head.dense.trim_end_matches(".dense");
+            config.modules_to_save.push(module.into());
         }
         let targeted = config.target_linears(&encoder);
         if targeted.is_empty() {
@@ -83,7 +82,7 @@ impl Trainee {
             variables.insert(format!("{}.lora_B.weight", linear.name), b);
         }
         let linears = targeted.iter().map(|linear| linear.name.clone()).collect();
-        variables.extend(init.head(encoder.config(), encoder.pooler(), labels)?);
+        variables.extend(init.head(encoder.config(), encoder.head_dense(), labels)?);
         Ok(Self {
             variables,
             base: Base::Frozen {
@@ -103,14 +102,11 @@ impl Trainee {
     ) -> Result<Self, EncoderError> {
         let encoder = Encoder::new(config.clone(), weights)?;
         let mut variables = BTreeMap::new();
-        for (name, tensor) in weights.encoder() {
-            // Where the head has a dense layer of its own, a pooler in the file takes no part.
-            if config.family.has_pooler() || !name.starts_with("pooler.") {
-                variables.insert(name.clone(), Var::from_tensor(tensor)?);
-            }
+        for (name, tensor) in weights.encoder(config.family) {
+            variables.insert(name.clone(), Var::from_tensor(tensor)?);
         }
         let mut init = Initialiser::new(seed, encoder.device());
-        variables.extend(init.head(&config, encoder.pooler(), labels)?);
+        variables.extend(init.head(&config, encoder.head_dense(), labels)?);
         Ok(Self {
             variables,
             base: Base::Full(config),
@@ -153,7 +149,7 @@ impl Trainee {
             Base::Full(config) => {
                 let weights: Weights = tensors.into_iter().collect();
                 let encoder = Encoder::new(config.clone(), &weights)?;
-                let task = TaskWeights::new(&encoder, Vec::new(), weights.head())?;
+                let task = TaskWeights::new(&encoder, Vec::new(), weights.head(config.family))?;
                 Ok((Arc::new(encoder), task))
             }
         }
@@ -197,7 +193,7 @@ fn adapted(
     config: &AdapterConfig,
     mut tensors: BTreeMap<String, Tensor>,
 ) -> Result<(Vec<LoraModule>, BTreeMap<String, Tensor>), EncoderError> {
-    let family = encoder.config().family.name();
+    let family = encoder.config().family;
     let mut take = |name: String| match tensors.remove(&name) {
         Some(tensor) => Ok(tensor),
         None => Err(EncoderError::MissingWeight { name }),
@@ -207,7 +203,7 @@ fn adapted(
         modules.push(LoraModule {
             a: take(format!("{name}.lora_A.weight"))?,
             b: take(format!("{name}.lora_B.weight"))?,
-            scale: config.scale(&format!("{family}.{name}")),
+            scale: config.scale(&family.full_name(name)),
             name: name.clone(),
         });
     }
@@ -266,18 +262,18 @@ impl<'a> Initialiser<'a> {
         self.draw(shape, |_, _| 0.0)
     }
 
-    /// A fresh head. BERT's pooler starts from the encoder's where it has one.
+    /// A fresh head. A dense linear that came with the encoder (BERT's pooler) is where it starts.
     fn head(
         &mut self,
         config: &EncoderConfig,
-        pooler: Option<&Linear>,
+        pretrained: Option<&Linear>,
         labels: usize,
     ) -> candle_core::Result<Vec<(String, Var)>> {
         let hidden = config.hidden_size;
         let HeadNames {
             dense, projection, ..
         } = HeadNames::of(config.family);
-        let pretrained = pooler.and_then(|p| Some((&p.weight, p.bias.as_ref()?)));
+        let pretrained = pretrained.and_then(|p| Some((&p.weight, p.bias.as_ref()?)));
         let (weight, bias) = match pretrained {
             Some((w, b)) => (Var::from_tensor(w)?, Var::from_tensor(b)?),
             None => (self.normal(&[hidden, hidden])?, self.zeros(&[hidden])?),
