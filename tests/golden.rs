@@ -270,6 +270,10 @@ fn gradients_of_lora_and_head_are_those_of_torch() {
         "mpnet-classes-qv",
         "roberta-classes-all",
         "distilbert-classes-qv",
+        "distilbert-classes-plain",
+        "deberta-classes-qv",
+        "deberta-conv-all",
+        "deberta-value-all",
     ] {
         let case = Case::named(name);
         let step = Step::read(name);
@@ -303,7 +307,13 @@ fn gradients_of_lora_and_head_are_those_of_torch() {
 
 #[test]
 fn gradients_of_a_whole_model_are_those_of_torch() {
-    for name in ["bert-pairs", "mpnet-value", "distilbert-classes"] {
+    for name in [
+        "bert-pairs",
+        "mpnet-value",
+        "distilbert-classes",
+        "deberta-classes",
+        "deberta-value",
+    ] {
         let case = Case::named(name);
         let step = Step::read(name);
         let config = EncoderConfig::read(&case.model_folder()).unwrap();

@@ -157,12 +157,13 @@ impl AdapterConfig {
         }
     }
 
-    /// Whether `modules_to_save` covers the module, itself or as a part of one that it names.
+    /// Whether `modules_to_save` covers the module, itself or as a part of one that it names. As in
+    /// PEFT the ending of a name counts: `classifier` covers `pre_classifier` too.
     pub(super) fn saves(&self, module: &str) -> bool {
-        let module = format!(".{module}.");
+        let module = format!("{module}.");
         self.modules_to_save
             .iter()
-            .any(|saved| module.contains(&format!(".{saved}.")))
+            .any(|saved| module.contains(&format!("{saved}.")))
     }
 
     /// Whether the module of that name must have LoRA weights; `None` where only the file tells.
@@ -494,7 +495,7 @@ mod tests {
         );
         assert_eq!(config.targets("bert.pooler.dense"), Some(false));
         assert!(config.saves("classifier") && config.saves("classifier.dense"));
-        assert!(!config.saves("my_classifier"));
+        assert!(config.saves("pre_classifier") && !config.saves("classifiers"));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{EncoderError, Family};
+use super::deberta::DebertaFile;
+use super::{ConvConfig, EncoderError, Family, RelativeAttention};
 use crate::text::PackedBatch;
 
 /// The sizes of an encoder.
@@ -18,14 +19,21 @@ pub struct EncoderConfig {
     pub intermediate_size: usize,
     /// Rows of the position table; see [`EncoderConfig::max_sequence_length`].
     pub max_position_embeddings: usize,
-    /// Segment embeddings; 0 for a family without.
+    /// Segment embeddings; 0 for an encoder without.
     pub type_vocab_size: usize,
+    /// Width of the embedding tables; they are projected where it is not `hidden_size` (DeBERTa).
+    pub embedding_size: usize,
+    /// Whether positions have embeddings that are added to the words'.
+    pub position_embeddings: bool,
     /// Where positions count from: the first token's is one more, padding tokens are left out
     /// (fairseq's way). Absent where positions begin at 0.
     pub padding_idx: Option<u32>,
     pub layer_norm_eps: f64,
-    /// Buckets of the relative bias; 0 for a family without.
-    pub relative_attention_num_buckets: usize,
+    pub relative: RelativeAttention,
+    /// Terms that a score is made of, by whose number it is scaled down: 1, or 1 and DeBERTa's c2p
+    /// and p2c.
+    pub score_terms: usize,
+    pub conv: Option<ConvConfig>,
 }
 
 /// `config.json` as it stands, with DistilBERT's names of fields beside the others'. Further fields
@@ -52,6 +60,8 @@ struct File {
     relative_attention_num_buckets: Option<usize>,
     #[serde(default)]
     is_decoder: bool,
+    #[serde(flatten)]
+    deberta: DebertaFile,
 }
 
 impl EncoderConfig {
@@ -105,18 +115,33 @@ impl EncoderConfig {
             );
         }
         let padding_idx = match family {
-            Family::Bert | Family::DistilBert => None,
+            Family::Bert | Family::DistilBert | Family::DebertaV2 => None,
             Family::Roberta => Some(file.pad_token_id.unwrap_or(1)),
             Family::Mpnet => Some(1),
         };
         let type_vocab_size = match family {
             Family::Bert | Family::Roberta => file.type_vocab_size.unwrap_or(2),
+            Family::DebertaV2 => file.type_vocab_size.unwrap_or(0),
             Family::DistilBert | Family::Mpnet => 0,
         };
-        let buckets = match family {
-            Family::Mpnet => file.relative_attention_num_buckets.unwrap_or(32),
-            _ => 0,
+        let deberta = match family {
+            Family::DebertaV2 => Some(&file.deberta),
+            _ => None,
         };
+        let relative = match (family, deberta) {
+            (Family::Mpnet, _) => {
+                RelativeAttention::Bias(file.relative_attention_num_buckets.unwrap_or(32))
+            }
+            (_, Some(deberta)) => deberta.relative(file.max_position_embeddings)?,
+            _ => RelativeAttention::None,
+        };
+        let conv = match deberta {
+            Some(deberta) => deberta.conv(file.hidden_size)?,
+            None => None,
+        };
+        if let Some(deberta) = deberta {
+            deberta.check(file.hidden_size, file.num_attention_heads)?;
+        }
         let config = Self {
             family,
             vocab_size: file.vocab_size,
@@ -126,10 +151,19 @@ impl EncoderConfig {
             intermediate_size: file.intermediate_size,
             max_position_embeddings: file.max_position_embeddings,
             type_vocab_size,
+            embedding_size: deberta
+                .and_then(|deberta| deberta.embedding_size)
+                .unwrap_or(file.hidden_size),
+            position_embeddings: deberta.is_none_or(|deberta| deberta.position_biased_input),
             padding_idx,
-            // DistilBERT has no such field and this value.
-            layer_norm_eps: file.layer_norm_eps.unwrap_or(1e-12),
-            relative_attention_num_buckets: buckets,
+            layer_norm_eps: file.layer_norm_eps.unwrap_or(match family {
+                Family::DebertaV2 => 1e-7,
+                // DistilBERT has no such field and this value.
+                _ => 1e-12,
+            }),
+            relative,
+            score_terms: deberta.map_or(1, DebertaFile::score_terms),
+            conv,
         };
         if config.max_position_embeddings <= config.position_offset() {
             return unsupported("max_position_embeddings is too small".into());
@@ -140,6 +174,16 @@ impl EncoderConfig {
     /// Most tokens of a sequence, special tokens included.
     pub fn max_sequence_length(&self) -> usize {
         self.max_position_embeddings - self.position_offset()
+    }
+
+    pub(super) fn has_projection(&self) -> bool {
+        self.embedding_size != self.hidden_size
+    }
+
+    /// Factor of the scores of attention.
+    pub(super) fn attention_scale(&self) -> f32 {
+        let width = self.hidden_size / self.num_attention_heads;
+        1.0 / ((width * self.score_terms) as f32).sqrt()
     }
 
     /// Rows of the position table before the first token's.

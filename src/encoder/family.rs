@@ -7,10 +7,18 @@ pub enum Family {
     Roberta,
     DistilBert,
     Mpnet,
+    /// DeBERTa v2 and v3, which differ in their checkpoints only.
+    DebertaV2,
 }
 
 impl Family {
-    pub const ALL: [Self; 4] = [Self::Bert, Self::Roberta, Self::DistilBert, Self::Mpnet];
+    pub const ALL: [Self; 5] = [
+        Self::Bert,
+        Self::Roberta,
+        Self::DistilBert,
+        Self::Mpnet,
+        Self::DebertaV2,
+    ];
 
     /// `model_type` in `config.json`.
     pub fn model_type(self) -> &'static str {
@@ -19,6 +27,7 @@ impl Family {
             Self::Roberta => "roberta",
             Self::DistilBert => "distilbert",
             Self::Mpnet => "mpnet",
+            Self::DebertaV2 => "deberta-v2",
         }
     }
 
@@ -29,6 +38,7 @@ impl Family {
             Self::Roberta => "roberta",
             Self::DistilBert => "distilbert",
             Self::Mpnet => "mpnet",
+            Self::DebertaV2 => "deberta",
         }
     }
 
@@ -39,6 +49,7 @@ impl Family {
             Self::Roberta => "RobertaForSequenceClassification",
             Self::DistilBert => "DistilBertForSequenceClassification",
             Self::Mpnet => "MPNetForSequenceClassification",
+            Self::DebertaV2 => "DebertaV2ForSequenceClassification",
         }
     }
 
@@ -47,6 +58,7 @@ impl Family {
         match self {
             Self::Bert | Self::Roberta | Self::Mpnet => &["classifier"],
             Self::DistilBert => &["pre_classifier", "classifier"],
+            Self::DebertaV2 => &["pooler", "classifier"],
         }
     }
 
@@ -90,6 +102,7 @@ mod tests {
             Family::DistilBert.full_name("pre_classifier.bias"),
             "pre_classifier.bias"
         );
+        assert_eq!(Family::DebertaV2.full_name("pooler.dense"), "pooler.dense");
         assert_eq!(Family::Bert.short_name("mpnet.encoder.layer"), None);
     }
 }

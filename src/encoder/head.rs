@@ -42,6 +42,7 @@ impl HeadNames {
     pub fn of(family: Family) -> Self {
         match family {
             Family::Bert => Self::alone("pooler.dense", Activation::Tanh),
+            Family::DebertaV2 => Self::alone("pooler.dense", Activation::Gelu),
             Family::DistilBert => Self::alone("pre_classifier", Activation::Relu),
             Family::Roberta | Family::Mpnet => Self {
                 dense: "classifier.dense",

@@ -6,23 +6,26 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::names::Names;
+use super::relative::{BatchPositions, PositionProjection, Relative};
 use super::{EncoderConfig, EncoderError, Segment, Site, TaskWeights, Weights};
 use crate::ops::{self, Activation, AttentionShape, Dropout, Linear, LoraUpdate, Norm, RowUpdates};
 use crate::text::PackedBatch;
 
-/// The linears of a layer; Q, K and V are one.
+/// The linears of a layer; Q, K and V are one, and so are the query and key of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Slot {
     Qkv,
     AttentionOutput,
     Up,
     Down,
+    Positions,
 }
 
 pub(super) struct Layer {
     index: usize,
     /// `[3 · hidden, hidden]`
     qkv: Linear,
+    positions: Option<PositionProjection>,
     attention_output: Linear,
     attention_norm: Norm,
     up: Linear,
@@ -35,6 +38,7 @@ impl Layer {
         config: &EncoderConfig,
         weights: &Weights,
         names: &Names,
+        relative: &Relative,
         index: usize,
     ) -> Result<Self, EncoderError> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
@@ -44,9 +48,11 @@ impl Layer {
             .map(|name| linear(name, hidden, hidden))
             .into_iter()
             .collect::<Result<Vec<_>, _>>()?;
+        let qkv = fuse(&parts)?;
         Ok(Self {
             index,
-            qkv: fuse(&parts)?,
+            positions: PositionProjection::new(config, weights, names, relative, index, &qkv)?,
+            qkv,
             attention_output: linear(names.attention_output, hidden, hidden)?,
             attention_norm: norm(names.attention_norm)?,
             up: linear(names.up, hidden, wide)?,
@@ -59,13 +65,15 @@ impl Layer {
     pub(super) fn attend(
         &self,
         x: &Tensor,
-        bias: Option<&Tensor>,
+        positions: &BatchPositions,
+        segments: &[Segment<'_>],
         shape: &AttentionShape,
         adapted: &Adapted<'_>,
     ) -> Result<Tensor, EncoderError> {
         let site = Site::Layer(self.index, Slot::Qkv);
         let qkv = adapted.linear(x, &self.qkv, site, Activation::None)?;
-        Ok(ops::attention(&qkv, bias, shape.clone())?)
+        let tables = positions.tables(self.positions.as_ref(), segments, adapted)?;
+        Ok(ops::attention(&qkv, &tables, shape.clone())?)
     }
 
     /// The rest of the layer, which works on each row by itself: `context` and the layer's input
@@ -93,7 +101,7 @@ impl Layer {
 }
 
 /// Linears of one input as one linear, outputs side by side.
-fn fuse(parts: &[Linear]) -> Result<Linear, EncoderError> {
+pub(super) fn fuse(parts: &[Linear]) -> Result<Linear, EncoderError> {
     let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
     let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
     Ok(Linear {
@@ -141,6 +149,16 @@ impl<'a> Adapted<'a> {
         }
     }
 
+    /// Dropout of the positions that a site's LoRA reads, the first of them the row `first_row` of
+    /// all: the same for each share of a batch.
+    pub(super) fn position_dropout(&self, site: Site, first_row: usize) -> Option<Dropout> {
+        let dropout = self.dropout?.at_site(POSITIONS | site.number());
+        Some(Dropout {
+            first_row,
+            ..dropout
+        })
+    }
+
     /// A linear with the updates of its site.
     pub(super) fn linear(
         &self,
@@ -182,7 +200,21 @@ fn trained_linear(
     dropout: Option<Dropout>,
     activation: Activation,
 ) -> Result<Tensor, EncoderError> {
-    let mut y = ops::linear(x, linear, Activation::None)?;
+    let y = ops::linear(x, linear, Activation::None)?;
+    let y = with_updates(y, x, updates, dropout)?;
+    Ok(ops::activation(&y, activation)?)
+}
+
+/// `y` with the low-rank updates for the input `x`, dropout before them.
+pub(super) fn with_updates(
+    mut y: Tensor,
+    x: &Tensor,
+    updates: &[LoraUpdate],
+    dropout: Option<Dropout>,
+) -> Result<Tensor, EncoderError> {
+    if updates.is_empty() {
+        return Ok(y);
+    }
     let input = match dropout {
         Some(dropout) => ops::dropout(x, dropout)?,
         None => x.clone(),
@@ -195,15 +227,19 @@ fn trained_linear(
         let h = ops::linear(&input, &shrink, Activation::None)?;
         y = ops::lora_add(&y, &h, &update.b, update.scale, update.column)?;
     }
-    Ok(ops::activation(&y, activation)?)
+    Ok(y)
 }
+
+/// Sets the masks of positions apart from those of tokens.
+const POSITIONS: u64 = 1 << 32;
 
 impl Site {
     /// A number of its own for each place, for dropout masks.
     fn number(self) -> u64 {
         match self {
-            Self::Layer(index, slot) => 16 + 4 * index as u64 + slot as u64,
+            Self::Layer(index, slot) => 16 + 8 * index as u64 + slot as u64,
             Self::HeadDense => 0,
+            Self::Embeddings => 1,
         }
     }
 }

@@ -5,18 +5,23 @@
 //! family's prefix (`bert.`, `mpnet.`).
 
 mod config;
+mod conv;
+mod deberta;
 mod error;
 mod family;
 mod head;
 mod layer;
 mod names;
+mod relative;
 mod task;
 mod weights;
 
 pub use config::EncoderConfig;
+pub use conv::ConvConfig;
 pub use error::EncoderError;
 pub use family::Family;
 pub use head::HeadNames;
+pub use relative::{DisentangledConfig, RelativeAttention};
 pub use task::{LoraModule, TaskWeights};
 pub use weights::Weights;
 
@@ -25,33 +30,35 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use crate::ops::{self, AttentionShape, Dropout, EmbedIndices, Norm, RelativeBuckets};
+use crate::ops::{self, Activation, AttentionShape, Dropout, EmbedIndices, Norm};
 use crate::text::PackedBatch;
+use conv::Conv;
 use layer::{Adapted, Layer};
 use names::Names;
+use relative::Relative;
 
 /// A transformer encoder, `[tokens]` ids to `[tokens, hidden]` states.
 pub struct Encoder {
     config: EncoderConfig,
     word: Tensor,
+    /// `[positions, embedding]`; one row of zeros for an encoder without position embeddings.
     position: Tensor,
-    /// `[types, hidden]`; one row of zeros for a family without segment embeddings.
+    /// `[types, embedding]`; one row of zeros for an encoder without segment embeddings.
     token_type: Tensor,
+    /// From the embeddings' size to the hidden size, where they differ.
+    projection: Option<ops::Linear>,
     embedding_norm: Norm,
     layers: Vec<Layer>,
-    relative: Option<RelativeBias>,
+    conv: Option<Conv>,
+    relative: Relative,
     /// The head's first linear that came with the encoder (BERT's pooler).
     head_dense: Option<ops::Linear>,
     linears: Vec<LinearSpec>,
     parameters: usize,
 }
 
-/// MPNet's bias by relative position, shared by all layers.
-struct RelativeBias {
-    /// `[buckets, heads]`
-    bias: Tensor,
-    buckets: RelativeBuckets,
-}
+/// Module name of the projection of the embeddings.
+const PROJECTION: &str = "embeddings.embed_proj";
 
 /// A linear of the model that LoRA may target.
 #[derive(Clone, Debug)]
@@ -70,6 +77,8 @@ pub struct LinearSpec {
 enum Site {
     Layer(usize, layer::Slot),
     HeadDense,
+    /// The projection of the embeddings.
+    Embeddings,
 }
 
 /// Sequences of a batch that one task answers.
@@ -115,59 +124,64 @@ impl Encoder {
     pub fn new(config: EncoderConfig, weights: &Weights) -> Result<Self, EncoderError> {
         let names = Names::of(config.family);
         let hidden = config.hidden_size;
-        let word = weights.get(
-            "embeddings.word_embeddings.weight",
-            &[config.vocab_size, hidden],
-        )?;
-        let position = weights.get(
-            "embeddings.position_embeddings.weight",
-            &[config.max_position_embeddings, hidden],
-        )?;
+        let embedding = config.embedding_size;
+        let table = |name: &str, rows| {
+            weights.get(&format!("embeddings.{name}.weight"), &[rows, embedding])
+        };
+        let word = table("word_embeddings", config.vocab_size)?;
+        let zeros = Tensor::zeros((1, embedding), word.dtype(), word.device())?;
+        let position = match config.position_embeddings {
+            true => table("position_embeddings", config.max_position_embeddings)?,
+            false => zeros.clone(),
+        };
         let token_type = match config.type_vocab_size {
-            0 => Tensor::zeros((1, hidden), word.dtype(), word.device())?,
-            types => weights.get("embeddings.token_type_embeddings.weight", &[types, hidden])?,
+            0 => zeros,
+            types => table("token_type_embeddings", types)?,
+        };
+        let projection = match config.has_projection() {
+            true => Some(ops::Linear {
+                weight: weights.get(&format!("{PROJECTION}.weight"), &[hidden, embedding])?,
+                bias: None,
+            }),
+            false => None,
         };
         let embedding_norm = weights.norm("embeddings.LayerNorm", hidden, config.layer_norm_eps)?;
+        let relative = Relative::new(&config, weights)?;
         let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::new(&config, weights, &names, index))
+            .map(|index| Layer::new(&config, weights, &names, &relative, index))
             .collect::<Result<Vec<_>, _>>()?;
-        let relative = match config.relative_attention_num_buckets {
-            0 => None,
-            buckets => Some(RelativeBias {
-                bias: weights.get(
-                    "encoder.relative_attention_bias.weight",
-                    &[buckets, config.num_attention_heads],
-                )?,
-                buckets: mpnet_buckets(buckets, config.max_sequence_length()),
-            }),
-        };
         let head = HeadNames::of(config.family);
         let has_dense = head.stands_alone && weights.contains(&format!("{}.weight", head.dense));
         let head_dense = match has_dense {
             true => Some(weights.linear(head.dense, hidden, hidden)?),
             false => None,
         };
-        let mut linears: Vec<LinearSpec> = (0..layers.len())
-            .flat_map(|index| names.linears(&config, index))
-            .collect();
+        let whole = |name: &str, in_features, site| LinearSpec {
+            name: name.into(),
+            in_features,
+            out_features: hidden,
+            site,
+            column: 0,
+        };
+        let mut linears = Vec::new();
+        if projection.is_some() {
+            linears.push(whole(PROJECTION, embedding, Site::Embeddings));
+        }
+        linears.extend((0..layers.len()).flat_map(|index| names.linears(&config, index)));
         if head.stands_alone {
-            linears.push(LinearSpec {
-                name: head.dense.into(),
-                in_features: hidden,
-                out_features: hidden,
-                site: Site::HeadDense,
-                column: 0,
-            });
+            linears.push(whole(head.dense, hidden, Site::HeadDense));
         }
         Ok(Self {
             parameters: weights
                 .encoder(config.family)
                 .map(|(_, tensor)| tensor.elem_count())
                 .sum(),
+            conv: Conv::new(&config, weights)?,
             config,
             word,
             position,
             token_type,
+            projection,
             embedding_norm,
             layers,
             relative,
@@ -241,7 +255,7 @@ impl Encoder {
         let over_sequences = dropout.map(|dropout| dropout.of_rows(dropout.first_sequence));
         let tokens = Adapted::tokens(batch, segments, over_tokens);
         let sequences = Adapted::sequences(segments, over_sequences);
-        let first = self.first_states(batch, &tokens, &sequences)?;
+        let first = self.first_states(batch, segments, &tokens, &sequences)?;
         segments
             .iter()
             .map(|segment| {
@@ -260,6 +274,7 @@ impl Encoder {
     fn first_states(
         &self,
         batch: &PackedBatch,
+        segments: &[Segment<'_>],
         tokens: &Adapted<'_>,
         sequences: &Adapted<'_>,
     ) -> Result<Tensor, EncoderError> {
@@ -268,36 +283,50 @@ impl Encoder {
             .map(|start| *start as u32)
             .collect();
         let firsts = Tensor::from_vec(firsts, batch.sequences(), self.device())?;
+        let longest = (0..batch.sequences()).map(|i| batch.span(i).len()).max();
+        let positions = self.relative.of_batch(longest.unwrap_or(0))?;
         let attention = AttentionShape {
             offsets: batch.offsets.as_slice().into(),
             heads: self.config.num_attention_heads,
-            buckets: self.relative.as_ref().map(|r| r.buckets.clone()),
+            scale: self.config.attention_scale(),
+            positions: positions.positions.clone(),
         };
-        let bias = self.relative.as_ref().map(|r| &r.bias);
-        let mut x = self.embed(batch)?;
+        let embedded = self.embed(batch, tokens)?;
+        let mut x = embedded.clone();
         for (i, layer) in self.layers.iter().enumerate() {
-            let context = layer.attend(&x, bias, &attention, tokens)?;
-            x = if i + 1 == self.layers.len() {
+            let context = layer.attend(&x, &positions, segments, &attention, tokens)?;
+            let last = i + 1 == self.layers.len();
+            x = if last {
                 let context = context.index_select(&firsts, 0)?;
                 layer.finish(&context, &x.index_select(&firsts, 0)?, sequences)?
             } else {
                 layer.finish(&context, &x, tokens)?
             };
+            if let (0, Some(conv)) = (i, &self.conv) {
+                let rows = last.then_some(&firsts);
+                x = conv.forward(&embedded, &attention.offsets, &x, rows)?;
+            }
         }
         Ok(x)
     }
 
     /// Normalised embeddings, `[tokens, hidden]`.
-    fn embed(&self, batch: &PackedBatch) -> Result<Tensor, EncoderError> {
+    fn embed(&self, batch: &PackedBatch, tokens: &Adapted<'_>) -> Result<Tensor, EncoderError> {
         let indices = EmbedIndices {
             word: batch.ids.as_slice().into(),
-            position: self.config.positions(batch).into(),
+            position: match self.config.position_embeddings {
+                true => self.config.positions(batch).into(),
+                false => vec![0; batch.tokens()].into(),
+            },
             token_type: match self.config.type_vocab_size {
                 0 => vec![0; batch.tokens()].into(),
                 _ => batch.type_ids.as_slice().into(),
             },
         };
-        let embedded = ops::embed(&self.word, &self.position, &self.token_type, indices)?;
+        let mut embedded = ops::embed(&self.word, &self.position, &self.token_type, indices)?;
+        if let Some(projection) = &self.projection {
+            embedded = tokens.linear(&embedded, projection, Site::Embeddings, Activation::None)?;
+        }
         Ok(ops::norm(&embedded, &self.embedding_norm)?)
     }
 
@@ -323,32 +352,6 @@ impl Encoder {
     }
 }
 
-/// MPNet's buckets (T5's, bidirectional, up to distance 128): half for each direction; of these
-/// half exact, the others logarithmic.
-fn mpnet_buckets(buckets: usize, limit: usize) -> RelativeBuckets {
-    const MAX_DISTANCE: f64 = 128.0;
-    let half = (buckets / 2) as u32;
-    let exact = half / 2;
-    let bucket = |offset: i64| {
-        let distance = offset.unsigned_abs() as u32;
-        let direction = if offset > 0 { half } else { 0 };
-        let within = if distance < exact {
-            distance
-        } else {
-            // In f32, as the reference computes it: the borders between buckets depend on it.
-            let log = (distance as f32 / exact as f32).ln();
-            let scale = (MAX_DISTANCE / f64::from(exact)).ln() as f32;
-            (exact + (log / scale * (half - exact) as f32) as u32).min(half - 1)
-        };
-        direction + within
-    };
-    let reach = limit as i64 - 1;
-    RelativeBuckets {
-        bucket_of: (-reach..=reach).map(bucket).collect::<Vec<_>>().into(),
-        limit,
-    }
-}
-
 impl LinearSpec {
     fn lora_update(&self, a: Tensor, b: Tensor, scale: f64) -> ops::LoraUpdate {
         ops::LoraUpdate {
@@ -356,36 +359,6 @@ impl LinearSpec {
             b,
             scale,
             column: self.column,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mpnet_buckets_follow_the_reference() {
-        // transformers' MPNetEncoder.relative_position_bucket for j - i.
-        let buckets = mpnet_buckets(32, 200);
-        let of = |offset: i64| buckets.bucket_of[(offset + 199) as usize];
-        let expected = [
-            (0, 0),
-            (1, 17),
-            (-1, 1),
-            (7, 23),
-            (-7, 7),
-            (8, 24),
-            (-11, 8),
-            (-12, 9),
-            (16, 26),
-            (-64, 14),
-            (127, 31),
-            (199, 31),
-            (-199, 15),
-        ];
-        for (offset, bucket) in expected {
-            assert_eq!(of(offset), bucket, "offset {offset}");
         }
     }
 }

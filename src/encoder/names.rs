@@ -1,7 +1,7 @@
 //! Where each family keeps its weights.
 
 use super::layer::Slot;
-use super::{EncoderConfig, Family, LinearSpec, Site};
+use super::{EncoderConfig, Family, LinearSpec, RelativeAttention, Site};
 
 /// Module names below a layer.
 pub(super) struct Names {
@@ -30,6 +30,12 @@ impl Names {
                 up: "intermediate.dense",
                 down: "output.dense",
                 output_norm: "output.LayerNorm",
+            },
+            Family::DebertaV2 => Self {
+                query: "attention.self.query_proj",
+                key: "attention.self.key_proj",
+                value: "attention.self.value_proj",
+                ..Self::of(Family::Bert)
             },
             Family::DistilBert => Self {
                 layers: "transformer.layer",
@@ -71,6 +77,14 @@ impl Names {
     pub(super) fn linears(&self, config: &EncoderConfig, index: usize) -> Vec<LinearSpec> {
         let hidden = config.hidden_size;
         let wide = config.intermediate_size;
+        let positions = match config.relative {
+            RelativeAttention::Disentangled(relative) => relative.own_projections(),
+            _ => Vec::new(),
+        };
+        let positions = positions.into_iter().enumerate().map(|(i, name)| {
+            let column = i * hidden;
+            (name, hidden, hidden, Slot::Positions, column)
+        });
         [
             (self.query, hidden, hidden, Slot::Qkv, 0),
             (self.key, hidden, hidden, Slot::Qkv, hidden),
@@ -85,6 +99,8 @@ impl Names {
             (self.up, hidden, wide, Slot::Up, 0),
             (self.down, wide, hidden, Slot::Down, 0),
         ]
+        .into_iter()
+        .chain(positions)
         .map(
             |(name, in_features, out_features, slot, column)| LinearSpec {
                 name: self.in_layer(index, name),
@@ -94,7 +110,7 @@ impl Names {
                 column,
             },
         )
-        .into()
+        .collect()
     }
 
     /// Full name of a layer's module.

@@ -19,16 +19,20 @@ mod lora;
 mod matrix;
 mod norm;
 mod simd;
+mod unfold;
 
 pub use activation::{Activation, activation};
-pub use attention::{AttentionShape, RelativeBuckets, attention};
+pub use attention::{
+    AttentionShape, Disentangled, PositionTable, Positions, RelativeRows, attention,
+};
 pub use dropout::{Dropout, dropout};
 pub use embed::{EmbedIndices, embed};
 pub use linear::{Linear, linear};
 pub use lora::{LoraUpdate, RowUpdates, linear_rows, lora_add};
 pub use norm::{Norm, add_norm, norm};
+pub use unfold::unfold;
 
-use candle_core::{CpuStorage, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};
 
 /// Keeps candle's own element-wise ops on the calling thread: they would otherwise share one
 /// spinning pool behind a global lock, and several forwards at once would wait for each other.
@@ -61,8 +65,13 @@ fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]>
 /// Runs `f` on the f32 values of a contiguous tensor in host memory.
 fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        candle_core::Storage::Cpu(storage) => f(contiguous(storage, layout)?),
+    f(contiguous(host(&storage)?, layout)?)
+}
+
+/// Storage in host memory.
+fn host(storage: &Storage) -> Result<&CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
         _ => candle_core::bail!("expected a tensor in host memory"),
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::{LiveTask, Model, ModelError, Options, Serving, TaskSegment, Tokenize};
 use crate::adapter::{ProblemType, TaskConfig};
-use crate::encoder::{Encoder, EncoderConfig, Family, TaskWeights, Weights};
+use crate::encoder::{Encoder, EncoderConfig, Family, RelativeAttention, TaskWeights, Weights};
 use crate::telemetry::Metrics;
 use crate::text::{Input, PackedBatch, Sequence, TokenizerError};
 
@@ -65,9 +65,13 @@ fn weights() -> TaskWeights {
         intermediate_size: 2,
         max_position_embeddings: 4,
         type_vocab_size: 2,
+        embedding_size: 2,
+        position_embeddings: true,
         padding_idx: None,
         layer_norm_eps: 1e-12,
-        relative_attention_num_buckets: 0,
+        relative: RelativeAttention::None,
+        score_terms: 1,
+        conv: None,
     };
     let encoder = Encoder::new(config, &Weights::from_iter(encoder)).expect("an encoder");
     let head = named(&[("classifier.weight", &[2, 2]), ("classifier.bias", &[2])]);

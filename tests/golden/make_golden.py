@@ -34,6 +34,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     MPNetConfig,
     RobertaConfig,
@@ -134,7 +135,97 @@ MODELS = {
         dropout=0.0,
         seq_classif_dropout=0.0,
     ),
+    # As DeBERTa v3: no absolute positions, buckets, normalised position embeddings that go through
+    # the content's projections.
+    "deberta-classes": DebertaV2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=36,
+        max_position_embeddings=48,
+        vocab_size=VOCABULARY,
+        num_labels=3,
+        problem_type="single_label_classification",
+        relative_attention=True,
+        position_buckets=12,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type="p2c|c2p",
+        position_biased_input=False,
+    ),
+    # As the larger models of v2: a convolution beside the first layer.
+    "deberta-conv": DebertaV2Config(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=28,
+        max_position_embeddings=40,
+        vocab_size=VOCABULARY,
+        num_labels=5,
+        problem_type="multi_label_classification",
+        layer_norm_eps=1e-6,
+        relative_attention=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type="p2c|c2p",
+        position_biased_input=False,
+        conv_kernel_size=3,
+        conv_act="gelu",
+        attention_head_size=8,
+    ),
+    # Everything the other way: projections of positions, distances cut at ten, absolute positions,
+    # two segments, narrower embeddings, a convolution in groups.
+    "deberta-value": DebertaV2Config(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        type_vocab_size=2,
+        vocab_size=VOCABULARY,
+        num_labels=1,
+        problem_type="regression",
+        embedding_size=20,
+        relative_attention=True,
+        max_relative_positions=10,
+        share_att_key=False,
+        pos_att_type=["c2p", "p2c"],
+        position_biased_input=True,
+        conv_kernel_size=5,
+        conv_groups=2,
+    ),
+    # One layer, one of the terms, a convolution on the last layer.
+    "deberta-c2p": DebertaV2Config(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=20,
+        max_position_embeddings=40,
+        vocab_size=VOCABULARY,
+        num_labels=2,
+        problem_type="single_label_classification",
+        relative_attention=True,
+        position_buckets=4,
+        share_att_key=True,
+        pos_att_type=["c2p"],
+        position_biased_input=True,
+        conv_kernel_size=3,
+    ),
+    # Saved in half precision.
+    "bert-half": BertConfig(
+        hidden_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=40,
+        type_vocab_size=2,
+        vocab_size=VOCABULARY,
+        num_labels=2,
+        problem_type="single_label_classification",
+    ),
 }
+HALF = {"bert-half"}
 
 # Of a name: its model, and its LoRA.
 ADAPTERS = {
@@ -182,6 +273,34 @@ ADAPTERS = {
             modules_to_save=["pre_classifier"],
         ),
     ),
+    "deberta-classes-qv": (
+        "deberta-classes",
+        dict(
+            r=4,
+            lora_alpha=8,
+            target_modules=["query_proj", "value_proj"],
+            modules_to_save=["pooler"],
+        ),
+    ),
+    # The pooler stays the base's.
+    "deberta-conv-all": (
+        "deberta-conv",
+        dict(r=2, lora_alpha=5, target_modules="all-linear"),
+    ),
+    # Projections of positions and of embeddings too.
+    "deberta-value-all": (
+        "deberta-value",
+        dict(r=3, lora_alpha=6, target_modules="all-linear"),
+    ),
+    "deberta-c2p-k": (
+        "deberta-c2p",
+        dict(r=2, lora_alpha=4, target_modules=["key_proj"]),
+    ),
+    # PEFT wraps pre_classifier with the classifier: its name ends with the other's.
+    "distilbert-classes-plain": (
+        "distilbert-classes",
+        dict(r=2, lora_alpha=4, target_modules=["k_lin", "lin2"]),
+    ),
 }
 
 # The gradients of one step: of a model or an adapter, and the loss.
@@ -194,6 +313,12 @@ STEPS = {
     "distilbert-classes": ["cross_entropy"],
     "roberta-classes-all": ["cross_entropy", "kl"],
     "distilbert-classes-qv": ["kl"],
+    "deberta-classes-qv": ["cross_entropy", "kl"],
+    "deberta-conv-all": ["bce"],
+    "deberta-value": ["mse"],
+    "deberta-value-all": ["mse"],
+    "deberta-classes": ["cross_entropy"],
+    "distilbert-classes-plain": ["cross_entropy"],
 }
 TEMPERATURE = 2.0
 
@@ -213,7 +338,7 @@ def randomize(model, generator):
             parameter.data = noise
         else:
             width = 3 if "classifier" in name else 1.5
-            parameter.data = noise * width / parameter.shape[-1] ** 0.5
+            parameter.data = noise * width / parameter[0].numel() ** 0.5
 
 
 def make_model(name, config, seed):
@@ -224,9 +349,9 @@ def make_model(name, config, seed):
     kind = AutoModelForSequenceClassification
     model = kind.from_config(config, attn_implementation="eager").float()
     randomize(model, torch.Generator().manual_seed(seed))
-    model.eval()
+    model = model.half() if name in HALF else model
     model.save_pretrained(HERE / "models" / name)
-    return model
+    return model.float().eval()
 
 
 def make_adapter(name, model_name, options, seed):
@@ -269,7 +394,7 @@ def make_adapter(name, model_name, options, seed):
 
 def load_model(name):
     return AutoModelForSequenceClassification.from_pretrained(
-        HERE / "models" / name, attn_implementation="eager"
+        HERE / "models" / name, attn_implementation="eager", dtype=torch.float32
     )
 
 
@@ -292,7 +417,7 @@ def sequences(config, seed):
         ids[0] = first
         ids[-1] = last
         type_ids = [0] * length
-        if config.model_type == "bert" and config.type_vocab_size == 2 and length > 4:
+        if has_segments(config) and length > 4:
             border = length // 3 + 1
             ids[border] = last
             type_ids = [int(i > border) for i in range(length)]
@@ -304,7 +429,11 @@ def sequences(config, seed):
     return made + [with_pad], pad
 
 
-def inputs(batch, pad, model_type):
+def has_segments(config):
+    return config.model_type in ["bert", "deberta-v2"] and config.type_vocab_size == 2
+
+
+def inputs(batch, pad, config):
     width = max(len(s["ids"]) for s in batch)
     rows = {
         "input_ids": [s["ids"] + [pad] * (width - len(s["ids"])) for s in batch],
@@ -312,7 +441,7 @@ def inputs(batch, pad, model_type):
             [1] * len(s["ids"]) + [0] * (width - len(s["ids"])) for s in batch
         ],
     }
-    if model_type == "bert":
+    if has_segments(config):
         rows["token_type_ids"] = [
             s["type_ids"] + [0] * (width - len(s["ids"])) for s in batch
         ]
@@ -322,8 +451,8 @@ def inputs(batch, pad, model_type):
 def logits_case(name, model, config, seed, adapter=None):
     made, pad = sequences(config, seed)
     with torch.no_grad():
-        alone = [model(**inputs([s], pad, config.model_type)).logits for s in made]
-        padded = model(**inputs(made, pad, config.model_type)).logits
+        alone = [model(**inputs([s], pad, config)).logits for s in made]
+        padded = model(**inputs(made, pad, config)).logits
     alone = torch.cat(alone)
     difference = (alone - padded).abs().max().item()
     spread = alone.std(0).min().item()
@@ -346,7 +475,7 @@ def step(name, model, config, losses, seed):
     """
     made, pad = sequences(config, seed)
     made = made[:-1]
-    batch = inputs(made, pad, config.model_type)
+    batch = inputs(made, pad, config)
     generator = torch.Generator().manual_seed(seed + 1)
     rows, columns = len(made), config.num_labels
     teacher = 2 * torch.randn(rows, columns, generator=generator)

@@ -1,6 +1,7 @@
 //! Training of tiny random encoders.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -10,125 +11,37 @@ use crate::adapter::{Classifier, ProblemType, TaskConfig};
 use crate::distill::dataset::Label;
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::{LoraSpec, TrainingSpec};
-use crate::encoder::{Encoder, EncoderConfig, Family, Weights};
+use crate::encoder::{Encoder, EncoderConfig, Weights};
 use crate::text::Sequence;
 
-const FAMILIES: [Family; 4] = [
-    Family::Bert,
-    Family::Roberta,
-    Family::DistilBert,
-    Family::Mpnet,
+/// Tiny random encoders, one of each family.
+const ENCODERS: [&str; 5] = [
+    "bert-pairs",
+    "roberta-classes",
+    "distilbert-classes",
+    "mpnet-value",
+    "deberta-conv",
 ];
 
-fn config(family: Family) -> EncoderConfig {
-    EncoderConfig {
-        family,
-        vocab_size: 30,
-        hidden_size: 12,
-        num_hidden_layers: 2,
-        num_attention_heads: 3,
-        intermediate_size: 20,
-        max_position_embeddings: 20,
-        type_vocab_size: match family {
-            Family::Bert | Family::Roberta => 2,
-            Family::DistilBert | Family::Mpnet => 0,
-        },
-        padding_idx: match family {
-            Family::Bert | Family::DistilBert => None,
-            Family::Roberta | Family::Mpnet => Some(1),
-        },
-        layer_norm_eps: 1e-12,
-        relative_attention_num_buckets: if family == Family::Mpnet { 8 } else { 0 },
-    }
+fn config(name: &str) -> EncoderConfig {
+    EncoderConfig::read(&golden(name)).unwrap()
 }
 
-/// Random weights of a tiny encoder.
-fn weights(family: Family) -> Weights {
-    let (hidden, wide) = (12, 20);
-    let mut shapes: Vec<(String, Vec<usize>)> = vec![
-        ("embeddings.word_embeddings.weight".into(), vec![30, hidden]),
-        (
-            "embeddings.position_embeddings.weight".into(),
-            vec![20, hidden],
-        ),
-    ];
-    let mut module = |name: String, shape: Vec<usize>| {
-        let bias = vec![shape[0]];
-        shapes.push((format!("{name}.weight"), shape));
-        shapes.push((format!("{name}.bias"), bias));
-    };
-    module("embeddings.LayerNorm".into(), vec![hidden]);
-    let (layers, attention, others) = match family {
-        Family::Bert | Family::Roberta => (
-            "encoder.layer",
-            ["self.query", "self.key", "self.value", "output.dense"],
-            [
-                "attention.output.LayerNorm",
-                "intermediate.dense",
-                "output.dense",
-                "output.LayerNorm",
-            ],
-        ),
-        Family::DistilBert => (
-            "transformer.layer",
-            ["q_lin", "k_lin", "v_lin", "out_lin"],
-            ["sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm"],
-        ),
-        Family::Mpnet => (
-            "encoder.layer",
-            ["attn.q", "attn.k", "attn.v", "attn.o"],
-            [
-                "attention.LayerNorm",
-                "intermediate.dense",
-                "output.dense",
-                "output.LayerNorm",
-            ],
-        ),
-    };
-    for layer in 0..2 {
-        for linear in attention {
-            module(
-                format!("{layers}.{layer}.attention.{linear}"),
-                vec![hidden, hidden],
-            );
-        }
-        let [norm, up, down, last_norm] = others.map(|name| format!("{layers}.{layer}.{name}"));
-        module(norm, vec![hidden]);
-        module(up, vec![wide, hidden]);
-        module(down, vec![hidden, wide]);
-        module(last_norm, vec![hidden]);
-    }
-    if family == Family::Bert {
-        module("pooler.dense".into(), vec![hidden, hidden]);
-    }
-    if matches!(family, Family::Bert | Family::Roberta) {
-        let name = "embeddings.token_type_embeddings.weight".into();
-        shapes.push((name, vec![2, hidden]));
-    }
-    if family == Family::Mpnet {
-        shapes.push(("encoder.relative_attention_bias.weight".into(), vec![8, 3]));
-    }
-    shapes
-        .into_iter()
-        .enumerate()
-        .map(|(stream, (name, shape))| {
-            let rng = CounterRng::new(3, stream as u64);
-            let count = shape.iter().product::<usize>() as u64;
-            let around = if name.to_lowercase().ends_with("norm.weight") {
-                1.0
-            } else {
-                0.0
-            };
-            let values: Vec<f32> = (0..count)
-                .map(|i| around + 0.3 * rng.normal_at(i))
-                .collect();
-            (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
-        })
-        .collect()
+fn golden(name: &str) -> PathBuf {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    models.join(name)
 }
 
-fn lora_trainee(family: Family) -> Trainee {
-    let encoder = Arc::new(Encoder::new(config(family), &weights(family)).unwrap());
+/// The weights of an encoder, without the head of the classifier that its folder holds.
+fn weights(name: &str) -> Weights {
+    let family = config(name).family;
+    let stored = Weights::read(&golden(name), family, &Device::Cpu).unwrap();
+    let encoder = stored.encoder(family);
+    encoder.map(|(n, t)| (n.clone(), t.clone())).collect()
+}
+
+fn lora_trainee(model: &str) -> Trainee {
+    let encoder = Arc::new(Encoder::new(config(model), &weights(model)).unwrap());
     let lora = LoraSpec {
         r: 2,
         targets: vec!["all-linear".into()],
@@ -203,9 +116,9 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 #[test]
 fn every_variable_moves_within_two_steps() {
     // B begins at zero, so that A has no gradient in the first step.
-    for family in FAMILIES {
-        let full = Trainee::full(config(family), &weights(family), 2, 7).unwrap();
-        for trainee in [lora_trainee(family), full] {
+    for model in ENCODERS {
+        let full = Trainee::full(config(model), &weights(model), 2, 7).unwrap();
+        for trainee in [lora_trainee(model), full] {
             let before = trainee.snapshot().unwrap();
             let one_epoch = TrainingSpec {
                 batch_size: 32,
@@ -216,7 +129,7 @@ fn every_variable_moves_within_two_steps() {
                 assert_ne!(
                     values(variable.as_tensor()),
                     values(&before[name]),
-                    "{family:?}: {name} did not move"
+                    "{model}: {name} did not move"
                 );
             }
         }
@@ -225,9 +138,9 @@ fn every_variable_moves_within_two_steps() {
 
 #[test]
 fn the_frozen_encoder_stays_as_it_is() {
-    let weights = weights(Family::Bert);
+    let weights = weights("bert-pairs");
     let before: Vec<Vec<f32>> = weights.iter().map(|(_, tensor)| values(tensor)).collect();
-    let encoder = Arc::new(Encoder::new(config(Family::Bert), &weights).unwrap());
+    let encoder = Arc::new(Encoder::new(config("bert-pairs"), &weights).unwrap());
     let trainee = Trainee::lora(encoder, &LoraSpec::default(), 2, 7).unwrap();
     run(&trainee, &spec(1), 1);
     let after: Vec<Vec<f32>> = weights.iter().map(|(_, tensor)| values(tensor)).collect();
@@ -237,7 +150,7 @@ fn the_frozen_encoder_stays_as_it_is() {
 #[test]
 fn the_same_seed_and_threads_give_the_same_bits() {
     for threads in [1, 3] {
-        let mut results = (0..2).map(|_| run(&lora_trainee(Family::Bert), &spec(2), threads).0);
+        let mut results = (0..2).map(|_| run(&lora_trainee("bert-pairs"), &spec(2), threads).0);
         let (first, second) = (results.next().unwrap(), results.next().unwrap());
         for (name, tensor) in &first {
             assert_eq!(values(tensor), values(&second[name]), "{name}");
@@ -247,8 +160,8 @@ fn the_same_seed_and_threads_give_the_same_bits() {
 
 #[test]
 fn another_number_of_threads_changes_roundings_only() {
-    let one = run(&lora_trainee(Family::Mpnet), &spec(1), 1).0;
-    let three = run(&lora_trainee(Family::Mpnet), &spec(1), 3).0;
+    let one = run(&lora_trainee("mpnet-value"), &spec(1), 1).0;
+    let three = run(&lora_trainee("mpnet-value"), &spec(1), 3).0;
     for (name, tensor) in &one {
         for (a, b) in values(tensor).iter().zip(values(&three[name])) {
             assert!((a - b).abs() < 2e-3, "{name}: {a} {b}");
@@ -258,15 +171,15 @@ fn another_number_of_threads_changes_roundings_only() {
 
 #[test]
 fn a_task_is_learnt() {
-    for family in FAMILIES {
-        let (_, score) = run(&lora_trainee(family), &spec(25), 2);
-        assert!(score.unwrap() > 0.9, "{family:?}: {score:?}");
+    for model in ENCODERS {
+        let (_, score) = run(&lora_trainee(model), &spec(25), 2);
+        assert!(score.unwrap() > 0.9, "{model}: {score:?}");
     }
 }
 
 #[test]
 fn a_target_that_no_linear_has_is_refused_with_the_names_there_are() {
-    let encoder = Arc::new(Encoder::new(config(Family::Bert), &weights(Family::Bert)).unwrap());
+    let encoder = Arc::new(Encoder::new(config("bert-pairs"), &weights("bert-pairs")).unwrap());
     let lora = LoraSpec {
         targets: vec!["q_proj".into()],
         ..LoraSpec::default()
@@ -283,21 +196,22 @@ fn a_target_that_no_linear_has_is_refused_with_the_names_there_are() {
 
 #[test]
 fn query_and_value_are_understood_in_every_family() {
-    for family in FAMILIES {
-        let encoder = Arc::new(Encoder::new(config(family), &weights(family)).unwrap());
+    for model in ENCODERS {
+        let encoder = Arc::new(Encoder::new(config(model), &weights(model)).unwrap());
         let trainee = Trainee::lora(encoder, &LoraSpec::default(), 2, 7).unwrap();
         let lora = trainee
             .variables()
             .keys()
             .filter(|name| name.ends_with("lora_B.weight"));
-        assert_eq!(lora.count(), 4, "{family:?}: two layers of query and value");
+        let layers = config(model).num_hidden_layers;
+        assert_eq!(lora.count(), 2 * layers, "{model}: query and value");
     }
 }
 
 #[test]
 fn the_adapter_that_is_written_answers_like_the_trained_network() {
-    for family in FAMILIES {
-        let trainee = lora_trainee(family);
+    for model in ENCODERS {
+        let trainee = lora_trainee(model);
         let (best, _) = run(&trainee, &spec(2), 1);
         let task = TaskConfig {
             labels: vec!["no".into(), "yes".into()],
@@ -322,6 +236,6 @@ fn the_adapter_that_is_written_answers_like_the_trained_network() {
         let trained = super::predict(&encoder, &weights, &sequences, 1, &|_, _| {}).unwrap();
         let served =
             super::predict(&encoder, &classifier.weights, &sequences, 1, &|_, _| {}).unwrap();
-        assert_eq!(trained, served, "{family:?}");
+        assert_eq!(trained, served, "{model}");
     }
 }

@@ -1,0 +1,589 @@
+//! softmax(Q Kᵀ / √d + bias) V, within each sequence of a packed batch.
+
+mod positions;
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+
+use super::matrix::{Into, Matrix, MatrixMut, multiply};
+use super::simd::{exp, sum, vectorize};
+use super::{contiguous, if_tracked, output};
+use positions::{Content, with_tables};
+pub use positions::{Disentangled, PositionTable, Positions, RelativeRows};
+
+/// Where sequences begin, and how heads and relative positions are laid out.
+#[derive(Clone, Debug)]
+pub struct AttentionShape {
+    /// Sequence borders, `[sequences + 1]`.
+    pub offsets: Arc<[usize]>,
+    pub heads: usize,
+    /// Factor of all scores that are products: 1/√d, and less where DeBERTa adds several.
+    pub scale: f32,
+    pub positions: Positions,
+}
+
+/// Attention over `qkv`, `[tokens, 3 · hidden]` (Q, K and V side by side): `[tokens, hidden]`.
+///
+/// `tables` are what the shape's [`Positions`] go by: of all sequences in order, none where there
+/// are no positions. Where one takes part in a backward pass it must be the only one.
+///
+/// # Errors
+/// A sequence longer than the positions reach, a table that is too small.
+pub fn attention(qkv: &Tensor, tables: &[PositionTable], shape: AttentionShape) -> Result<Tensor> {
+    if tables.iter().any(|table| table.values.track_op()) {
+        let [table] = tables else {
+            candle_core::bail!("a position table that trains must be the only one");
+        };
+        let op = Attention {
+            shape,
+            tables: Vec::new(),
+        };
+        return qkv.apply_op2(&table.values, op);
+    }
+    let op = Attention {
+        shape,
+        tables: tables.to_vec(),
+    };
+    if qkv.track_op() {
+        qkv.apply_op1(op)
+    } else {
+        qkv.apply_op1_no_bwd(&op)
+    }
+}
+
+struct Attention {
+    shape: AttentionShape,
+    /// Frozen tables; one that trains is an argument.
+    tables: Vec<PositionTable>,
+}
+
+/// One head of one sequence.
+struct Head<'a> {
+    /// First token and number of tokens.
+    start: usize,
+    len: usize,
+    head: usize,
+    heads: usize,
+    /// Columns of Q, K and V each.
+    width: usize,
+    q: Matrix<'a>,
+    k: Matrix<'a>,
+    v: Matrix<'a>,
+}
+
+impl AttentionShape {
+    fn sequences(&self) -> usize {
+        self.offsets.len().saturating_sub(1)
+    }
+
+    /// Calls `f` for each head of each sequence, with the sequence's table.
+    fn for_each_head<'a>(
+        &self,
+        qkv: &'a [f32],
+        hidden: usize,
+        tables: &[&[f32]],
+        mut f: impl FnMut(Head<'a>, &[f32]),
+    ) -> Result<()> {
+        let width = hidden / self.heads;
+        let columns = self.positions.columns(hidden, self.heads);
+        for (window, table) in self.offsets.windows(2).zip(tables) {
+            let (start, len) = (window[0], window[1] - window[0]);
+            self.positions.check(len, table.len(), columns)?;
+            for head in 0..self.heads {
+                let part = |which: usize| {
+                    let first = start * 3 * hidden + which * hidden + head * width;
+                    Matrix::new(&qkv[first..], len, width, 3 * hidden)
+                };
+                let head = Head {
+                    start,
+                    len,
+                    head,
+                    heads: self.heads,
+                    width,
+                    q: part(0),
+                    k: part(1),
+                    v: part(2),
+                };
+                f(head, table);
+            }
+        }
+        Ok(())
+    }
+
+    /// Softmax probabilities `[len, len]` of a head.
+    fn probabilities(&self, head: &Head<'_>, table: &[f32], p: &mut [f32], scratch: &mut Vec<f32>) {
+        let len = head.len;
+        let target = MatrixMut::new(p, len, len, len);
+        let keys = head.k.transposed();
+        multiply(target, Into::Overwrite, self.scale, head.q, keys);
+        self.positions
+            .add_scores(head, table, self.scale, p, scratch);
+        vectorize(
+            #[inline(always)]
+            || p.chunks_exact_mut(len).for_each(softmax),
+        );
+    }
+
+    fn dims(&self, layout: &Layout) -> Result<(usize, usize)> {
+        let (tokens, three_hidden) = layout.shape().dims2()?;
+        if self.offsets.last() != Some(&tokens) || !three_hidden.is_multiple_of(3 * self.heads) {
+            candle_core::bail!(
+                "attention over {:?} does not fit {} heads and {:?} tokens",
+                layout.dims(),
+                self.heads,
+                self.offsets.last()
+            );
+        }
+        Ok((tokens, three_hidden / 3))
+    }
+
+    fn longest(&self) -> usize {
+        self.offsets
+            .windows(2)
+            .map(|w| w[1] - w[0])
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn forward(
+        &self,
+        qkv: &CpuStorage,
+        layout: &Layout,
+        tables: &[&[f32]],
+    ) -> Result<(CpuStorage, Shape)> {
+        let (tokens, hidden) = self.dims(layout)?;
+        let qkv = contiguous(qkv, layout)?;
+        let longest = self.longest();
+        let mut scores = vec![0f32; longest * longest];
+        let mut scratch = Vec::new();
+        let mut out = vec![0f32; tokens * hidden];
+        self.for_each_head(qkv, hidden, tables, |head, table| {
+            let (len, width) = (head.len, head.width);
+            let p = &mut scores[..len * len];
+            self.probabilities(&head, table, p, &mut scratch);
+            let first = head.start * hidden + head.head * width;
+            multiply(
+                MatrixMut::new(&mut out[first..], len, width, hidden),
+                Into::Overwrite,
+                1.0,
+                Matrix::new(p, len, len, len),
+                head.v,
+            );
+        })?;
+        output(out, (tokens, hidden))
+    }
+
+    /// For each head of each sequence: computes P again and, for dO, the gradient of the scores,
+    /// dS = P ∘ (dP − Σⱼ dP ∘ P) with dP = dO Vᵀ.
+    fn for_each_score_gradient<'a>(
+        &self,
+        qkv: &'a [f32],
+        hidden: usize,
+        tables: &[&[f32]],
+        gradient: &[f32],
+        mut f: impl FnMut(ScoreGradient<'a, '_>, &mut Vec<f32>),
+    ) -> Result<()> {
+        let longest = self.longest();
+        let mut p = vec![0f32; longest * longest];
+        let mut ds = vec![0f32; longest * longest];
+        let mut scratch = Vec::new();
+        self.for_each_head(qkv, hidden, tables, |head, table| {
+            let len = head.len;
+            let (p, ds) = (&mut p[..len * len], &mut ds[..len * len]);
+            self.probabilities(&head, table, p, &mut scratch);
+            let first = head.start * hidden + head.head * head.width;
+            let gradient = Matrix::new(&gradient[first..], len, head.width, hidden);
+            let target = MatrixMut::new(ds, len, len, len);
+            multiply(target, Into::Overwrite, 1.0, gradient, head.v.transposed());
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (ds, p) in ds.chunks_exact_mut(len).zip(p.chunks_exact(len)) {
+                        let dot = sum(len, |j| ds[j] * p[j]);
+                        for (ds, p) in ds.iter_mut().zip(p) {
+                            *ds = p * (*ds - dot);
+                        }
+                    }
+                },
+            );
+            let found = ScoreGradient {
+                head,
+                table,
+                p,
+                ds,
+                gradient,
+            };
+            f(found, &mut scratch);
+        })
+    }
+}
+
+/// What the backward pass of a head goes by.
+struct ScoreGradient<'a, 'b> {
+    head: Head<'a>,
+    table: &'b [f32],
+    /// Probabilities, `[len, len]`.
+    p: &'b [f32],
+    /// Gradient of the scores, `[len, len]`.
+    ds: &'b [f32],
+    /// Gradient of the head's output, `[len, width]`.
+    gradient: Matrix<'b>,
+}
+
+#[inline(always)]
+fn softmax(row: &mut [f32]) {
+    let max = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+    row.iter_mut().for_each(|x| *x = exp(*x - max));
+    let scale = 1.0 / sum(row.len(), |i| row[i]);
+    row.iter_mut().for_each(|x| *x *= scale);
+}
+
+impl CustomOp1 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        with_tables(&self.tables, self.shape.sequences(), |tables| {
+            self.shape.forward(qkv, layout, tables)
+        })
+    }
+
+    fn bwd(&self, qkv: &Tensor, _out: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        if_tracked(qkv, || {
+            qkv_gradient(&self.shape, self.tables.clone(), qkv, gradient)
+        })
+    }
+}
+
+impl CustomOp2 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qkv: &CpuStorage,
+        layout: &Layout,
+        table: &CpuStorage,
+        table_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let table = contiguous(table, table_layout)?;
+        let tables = vec![table; self.shape.sequences()];
+        self.shape.forward(qkv, layout, &tables)
+    }
+
+    fn bwd(
+        &self,
+        qkv: &Tensor,
+        table: &Tensor,
+        _out: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let tables = vec![PositionTable {
+            sequences: self.shape.sequences(),
+            values: table.clone(),
+        }];
+        let dqkv = if_tracked(qkv, || {
+            qkv_gradient(&self.shape, tables.clone(), qkv, gradient)
+        })?;
+        let dtable = if_tracked(table, || {
+            let op = TableGradient {
+                shape: self.shape.clone(),
+                tables,
+            };
+            qkv.apply_op2_no_bwd(&gradient.contiguous()?, &op)
+        })?;
+        Ok((dqkv, dtable))
+    }
+}
+
+fn qkv_gradient(
+    shape: &AttentionShape,
+    tables: Vec<PositionTable>,
+    qkv: &Tensor,
+    gradient: &Tensor,
+) -> Result<Tensor> {
+    let op = QkvGradient {
+        shape: shape.clone(),
+        tables,
+    };
+    qkv.apply_op2_no_bwd(&gradient.contiguous()?, &op)
+}
+
+/// dV = Pᵀ dO, dQ = s · dS K and dK = s · dSᵀ Q, and what goes through the positions.
+struct QkvGradient {
+    shape: AttentionShape,
+    tables: Vec<PositionTable>,
+}
+
+impl CustomOp2 for QkvGradient {
+    fn name(&self) -> &'static str {
+        "attention-backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qkv: &CpuStorage,
+        layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let shape = &self.shape;
+        let (tokens, hidden) = shape.dims(layout)?;
+        let qkv = contiguous(qkv, layout)?;
+        let gradient = contiguous(gradient, gradient_layout)?;
+        let mut dqkv = vec![0f32; tokens * 3 * hidden];
+        with_tables(&self.tables, shape.sequences(), |tables| {
+            shape.for_each_score_gradient(qkv, hidden, tables, gradient, |found, scratch| {
+                let ScoreGradient {
+                    head,
+                    table,
+                    p,
+                    ds,
+                    gradient,
+                } = found;
+                let (len, width) = (head.len, head.width);
+                let mut write = |which: usize, into, scale, a: Matrix<'_>, b: Matrix<'_>| {
+                    let first = head.start * 3 * hidden + which * hidden + head.head * width;
+                    let target = MatrixMut::new(&mut dqkv[first..], len, width, 3 * hidden);
+                    multiply(target, into, scale, a, b);
+                };
+                let p = Matrix::new(p, len, len, len);
+                let of_scores = Matrix::new(ds, len, len, len);
+                write(0, Into::Overwrite, shape.scale, of_scores, head.k);
+                let transposed = of_scores.transposed();
+                write(1, Into::Overwrite, shape.scale, transposed, head.q);
+                write(2, Into::Overwrite, 1.0, p.transposed(), gradient);
+                shape.positions.add_content_gradients(
+                    &head,
+                    table,
+                    ds,
+                    scratch,
+                    |content, by_row: Matrix<'_>, position: Matrix<'_>| {
+                        let which = match content {
+                            Content::Query => 0,
+                            Content::Key => 1,
+                        };
+                        write(which, Into::Accumulate, shape.scale, by_row, position);
+                    },
+                );
+            })
+        })?;
+        output(dqkv, (tokens, 3 * hidden))
+    }
+}
+
+/// The gradient of the one table of a batch, in its shape.
+struct TableGradient {
+    shape: AttentionShape,
+    tables: Vec<PositionTable>,
+}
+
+impl CustomOp2 for TableGradient {
+    fn name(&self) -> &'static str {
+        "attention-positions-backward"
+    }
+
+    fn cpu_fwd(
+        &self,
+        qkv: &CpuStorage,
+        layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let shape = &self.shape;
+        let (_, hidden) = shape.dims(layout)?;
+        let qkv = contiguous(qkv, layout)?;
+        let gradient = contiguous(gradient, gradient_layout)?;
+        let Some(table) = self.tables.first() else {
+            candle_core::bail!("no position table");
+        };
+        let mut dtable = vec![0f32; table.values.elem_count()];
+        with_tables(&self.tables, shape.sequences(), |tables| {
+            shape.for_each_score_gradient(qkv, hidden, tables, gradient, |found, scratch| {
+                shape.positions.add_table_gradient(
+                    &found.head,
+                    shape.scale,
+                    found.ds,
+                    &mut dtable,
+                    scratch,
+                );
+            })
+        })?;
+        output(dtable, table.values.shape())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::gradient_check::{assert_gradient, random};
+
+    const HEADS: usize = 2;
+    const HIDDEN: usize = 6;
+
+    fn shape(offsets: &[usize], positions: Positions) -> AttentionShape {
+        AttentionShape {
+            offsets: offsets.into(),
+            heads: HEADS,
+            scale: 0.5,
+            positions,
+        }
+    }
+
+    /// Positions up to four apart; the rows 1 to 6 of a table, the outer ones shared.
+    fn rows() -> RelativeRows {
+        let row_of: Vec<u32> = (0..9).map(|distance: u32| distance.clamp(1, 6)).collect();
+        RelativeRows {
+            row_of: row_of.into(),
+            limit: 5,
+        }
+    }
+
+    fn disentangled(query: bool, key: bool) -> Positions {
+        Positions::Disentangled(Disentangled {
+            rows: rows(),
+            query,
+            key,
+            first_row: 1,
+        })
+    }
+
+    /// All kinds of positions, and the columns of a table of six rows (seven for a bias).
+    fn kinds() -> [(Positions, (usize, usize)); 4] {
+        [
+            (Positions::Bias(rows()), (7, HEADS)),
+            (disentangled(true, true), (6, 2 * HIDDEN)),
+            (disentangled(true, false), (6, HIDDEN)),
+            (disentangled(false, true), (6, HIDDEN)),
+        ]
+    }
+
+    fn whole(values: &Tensor, sequences: usize) -> [PositionTable; 1] {
+        [PositionTable {
+            sequences,
+            values: values.clone(),
+        }]
+    }
+
+    #[test]
+    fn backward_agrees_with_finite_differences() {
+        let qkv = random(1, (8, 3 * HIDDEN));
+        let offsets = [0, 3, 4, 8];
+        assert_gradient(std::slice::from_ref(&qkv), |t| {
+            attention(&t[0], &[], shape(&offsets, Positions::None))
+        });
+        for (positions, dims) in kinds() {
+            let table = random(2, dims);
+            assert_gradient(std::slice::from_ref(&qkv), |t| {
+                let frozen = whole(&table, 3);
+                attention(&t[0], &frozen, shape(&offsets, positions.clone()))
+            });
+            assert_gradient(&[qkv.clone(), table], |t| {
+                attention(&t[0], &whole(&t[1], 3), shape(&offsets, positions.clone()))
+            });
+        }
+    }
+
+    #[test]
+    fn disentangled_scores_are_the_sum_of_their_terms() {
+        let (query, key) = (random(3, (6, HIDDEN)), random(4, (6, HIDDEN)));
+        let table = Tensor::cat(&[&query, &key], 1).unwrap();
+        let qkv = random(1, (4, 3 * HIDDEN));
+        let found = attention(
+            &qkv,
+            &whole(&table, 1),
+            shape(&[0, 4], disentangled(true, true)),
+        );
+        let found = found.unwrap().to_vec2::<f32>().unwrap();
+
+        let rows = rows();
+        let values = qkv.to_vec2::<f32>().unwrap();
+        let (query, key) = (
+            query.to_vec2::<f32>().unwrap(),
+            key.to_vec2::<f32>().unwrap(),
+        );
+        let width = HIDDEN / HEADS;
+        for head in 0..HEADS {
+            let columns = head * width..(head + 1) * width;
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+            for i in 0..4 {
+                let weights: Vec<f32> = (0..4)
+                    .map(|j| {
+                        let q = &values[i][columns.clone()];
+                        let k = &values[j][HIDDEN..][columns.clone()];
+                        let row = rows.row(i, j) - 1;
+                        let position = dot(q, &key[row][columns.clone()])
+                            + dot(k, &query[row][columns.clone()]);
+                        (0.5 * (dot(q, k) + position)).exp()
+                    })
+                    .collect();
+                let total: f32 = weights.iter().sum();
+                for column in columns.clone() {
+                    let expected: f32 = (0..4)
+                        .map(|j| weights[j] / total * values[j][2 * HIDDEN + column])
+                        .sum();
+                    let difference = (found[i][column] - expected).abs();
+                    assert!(difference < 1e-5, "{} {expected}", found[i][column]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sequence_does_not_see_its_neighbours() {
+        let qkv = random(1, (8, 18));
+        for (positions, dims) in kinds() {
+            let (table, other) = (random(2, dims), random(3, dims));
+            let tables = [
+                PositionTable {
+                    sequences: 1,
+                    values: other,
+                },
+                PositionTable {
+                    sequences: 1,
+                    values: table.clone(),
+                },
+            ];
+            let together = attention(&qkv, &tables, shape(&[0, 3, 8], positions.clone())).unwrap();
+            let alone = qkv.narrow(0, 3, 5).unwrap().contiguous().unwrap();
+            let alone = attention(&alone, &whole(&table, 1), shape(&[0, 5], positions)).unwrap();
+            assert_eq!(
+                together.narrow(0, 3, 5).unwrap().to_vec2::<f32>().unwrap(),
+                alone.to_vec2::<f32>().unwrap()
+            );
+        }
+    }
+
+    #[test]
+    fn equal_keys_average_the_values() {
+        let mut rows = vec![[0f32; 18]; 4];
+        for (i, row) in rows.iter_mut().enumerate() {
+            row[12..].fill(i as f32);
+        }
+        let qkv = Tensor::from_vec(rows.concat(), (4, 18), &candle_core::Device::Cpu).unwrap();
+        let out = attention(&qkv, &[], shape(&[0, 4], Positions::None)).unwrap();
+        for value in out.flatten_all().unwrap().to_vec1::<f32>().unwrap() {
+            assert!((value - 1.5).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn what_the_positions_do_not_reach_is_an_error() {
+        for (positions, dims) in kinds() {
+            let refused = |tokens: usize, table: &Tensor| {
+                let qkv = random(1, (tokens, 18));
+                let shape = shape(&[0, tokens], positions.clone());
+                attention(&qkv, &whole(table, 1), shape)
+                    .unwrap_err()
+                    .to_string()
+            };
+            let long = refused(6, &random(2, dims));
+            assert!(long.contains("6 tokens exceeds 5"), "{long}");
+            let small = refused(5, &random(2, (2, dims.1)));
+            assert!(small.contains("lacks rows"), "{small}");
+        }
+    }
+}
