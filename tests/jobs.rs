@@ -5,25 +5,9 @@ mod common;
 use std::fs;
 use std::time::Instant;
 
-use common::{Install, PATIENCE, Server};
+use common::{Install, PATIENCE, Server, letters_or_digits};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-/// Texts of letters or of digits, which the tiny student can tell apart.
-fn rows(count: usize) -> Vec<Value> {
-    let text = |index: usize, first: u8, kinds: usize| -> String {
-        let words = (0..4).map(|place| {
-            let kind = (index / kinds.pow(place)) % kinds;
-            char::from(first + u8::try_from(kind).expect("few kinds")).to_string()
-        });
-        words.collect::<Vec<_>>().join(" ")
-    };
-    let row = |index: usize| match index % 2 {
-        0 => json!({"text": text(index / 2, b'a', 8), "label": "letters"}),
-        _ => json!({"text": text(index / 2, b'1', 8), "label": "digits"}),
-    };
-    (0..count).map(row).collect()
-}
 
 fn spec(rows: Vec<Value>, epochs: usize) -> Value {
     json!({
@@ -82,7 +66,7 @@ async fn a_job_ends_in_a_version_that_answers_without_a_restart() {
     let server = install.start();
     let (status, _) = server.get("/v1/tasks/kind").await;
     assert_eq!(status, 404);
-    let path = queue(&server, &spec(rows(300), 4)).await;
+    let path = queue(&server, &spec(letters_or_digits(300), 4)).await;
     let job = job(&server, &path, is_over).await;
     assert_eq!(job["state"], "succeeded", "{job}");
     assert_eq!(job["version"], 1);
@@ -102,9 +86,9 @@ async fn a_job_ends_in_a_version_that_answers_without_a_restart() {
 async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_says_so() {
     let install = Install::new();
     let server = install.start();
-    let long = spec(rows(2000), 100);
+    let long = spec(letters_or_digits(2000), 100);
     let running = queue(&server, &long).await;
-    let queued = queue(&server, &spec(rows(300), 1)).await;
+    let queued = queue(&server, &spec(letters_or_digits(300), 1)).await;
     job(&server, &running, is_training).await;
     assert_eq!(job_processes(&install), 1);
     server.signal(Signal::KILL);
@@ -136,7 +120,7 @@ async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_says_so() 
 async fn a_job_is_cancelled_and_the_server_answers_on() {
     let install = Install::new();
     let server = install.start();
-    let path = queue(&server, &spec(rows(2000), 100)).await;
+    let path = queue(&server, &spec(letters_or_digits(2000), 100)).await;
     job(&server, &path, is_training).await;
     let url = format!("{}{path}", server.url);
     let answer = server.client.delete(url).send().await.expect("an answer");

@@ -20,7 +20,7 @@ pub(super) struct Head {
     /// Absent where the encoder's own is used.
     dense: Option<Linear>,
     projection: Linear,
-    names: HeadNames,
+    family: Family,
 }
 
 /// The modules of a family's head.
@@ -97,7 +97,7 @@ impl Head {
         Ok(Self {
             dense,
             projection,
-            names,
+            family,
         })
     }
 
@@ -121,15 +121,14 @@ impl Head {
             Some(dropout) => ops::dropout(x, dropout.at_site(site)),
             None => Ok(x.clone()),
         };
+        let names = HeadNames::of(self.family);
         let dense = self.dense.as_ref().or(encoder_dense);
-        let dense = dense.ok_or(EncoderError::MissingHeadDense {
-            name: self.names.dense,
-        })?;
-        let first = match self.names.drops_input {
+        let dense = dense.ok_or(EncoderError::MissingHeadDense { name: names.dense })?;
+        let first = match names.drops_input {
             true => drop(first, BEFORE_DENSE)?,
             false => first.clone(),
         };
-        let x = adapted.linear(&first, dense, Site::HeadDense, self.names.activation)?;
+        let x = adapted.linear(&first, dense, Site::HeadDense, names.activation)?;
         let x = drop(&x, BEFORE_PROJECTION)?;
         Ok(ops::linear(&x, &self.projection, Activation::None)?)
     }

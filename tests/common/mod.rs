@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// How long a test waits for what must happen.
@@ -38,13 +38,20 @@ pub struct Install {
 impl Install {
     /// A tiny BERT with the tasks `pairs` and `pooler`.
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let install = Self { folder };
-        install.copy("models/bert-pairs", &install.student());
-        install.write_tokenizer();
+        let install = Self::of("bert-pairs");
         for (task, adapter) in [("pairs", "bert-pairs-qv"), ("pooler", "bert-pairs-pooler")] {
             install.ship(task, adapter);
         }
+        install
+    }
+
+    /// A golden model without tasks.
+    pub fn of(model: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let install = Self { folder };
+        install.copy(&format!("models/{model}"), &install.student());
+        fs::create_dir_all(install.folder.path().join("adapters")).expect("a folder");
+        install.write_tokenizer();
         install
     }
 
@@ -77,10 +84,40 @@ impl Install {
         }
     }
 
-    /// The golden tokenizer, cut to the words that the tiny encoder has.
+    /// The tokens of the student's tokenizer, by their ids.
+    pub fn tokens(&self) -> Vec<String> {
+        let tokenizer = read_json(&self.student().join("tokenizer.json"));
+        let words = tokenizer["model"]["vocab"].as_object().expect("words");
+        let mut tokens = vec![String::new(); words.len()];
+        for (word, id) in words {
+            let id = id.as_u64().and_then(|id| usize::try_from(id).ok());
+            tokens[id.expect("an id")] = word.clone();
+        }
+        tokens
+    }
+
+    /// Ids of the tokens that a sequence begins and ends with.
+    pub fn special_tokens(&self) -> (u32, u32) {
+        if self.has_fairseq_tokens() {
+            (0, 2)
+        } else {
+            (2, 3)
+        }
+    }
+
+    fn has_fairseq_tokens(&self) -> bool {
+        let config = read_json(&self.student().join("config.json"));
+        ["mpnet", "roberta"].contains(&config["model_type"].as_str().expect("a family"))
+    }
+
+    /// A golden tokenizer, cut to the words that the tiny encoder has.
     fn write_tokenizer(&self) {
-        let text = fs::read(golden("tokenizers/bert/tokenizer.json")).expect("the golden file");
-        let mut tokenizer: Value = serde_json::from_slice(&text).expect("JSON");
+        let kind = if self.has_fairseq_tokens() {
+            "mpnet"
+        } else {
+            "bert"
+        };
+        let mut tokenizer = read_json(&golden(&format!("tokenizers/{kind}/tokenizer.json")));
         let words = tokenizer["model"]["vocab"].as_object_mut().expect("words");
         words.retain(|_, id| id.as_u64().is_some_and(|id| id < VOCABULARY));
         let path = self.student().join("tokenizer.json");
@@ -118,6 +155,27 @@ impl Install {
     pub fn start(&self) -> Server {
         Server::start(self.command())
     }
+}
+
+/// Rows of letters or of digits, which a tiny student can tell apart.
+pub fn letters_or_digits(count: usize) -> Vec<Value> {
+    let text = |index: usize, first: u8, kinds: usize| -> String {
+        let words = (0..4).map(|place| {
+            let kind = (index / kinds.pow(place)) % kinds;
+            char::from(first + u8::try_from(kind).expect("few kinds")).to_string()
+        });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let row = |index: usize| match index % 2 {
+        0 => json!({"text": text(index / 2, b'a', 8), "label": "letters"}),
+        _ => json!({"text": text(index / 2, b'1', 8), "label": "digits"}),
+    };
+    (0..count).map(row).collect()
+}
+
+fn read_json(path: &Path) -> Value {
+    let text = fs::read(path).expect("the file");
+    serde_json::from_slice(&text).expect("JSON")
 }
 
 /// A running server; killed when dropped.
