@@ -4,20 +4,19 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::folder::{LORA_A, LORA_B};
+use super::folder::Parts;
+use super::tensor_names::{LORA_A, LORA_B, MAGNITUDE};
 use super::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
-use crate::encoder::{Encoder, LinearSpec, LoraModule, TaskWeights};
+use crate::encoder::{Encoder, Family, HeadNames, LinearSpec, LoraModule, TaskWeights};
 
 /// Name of PEFT's `modules_to_save` for BERT's pooler.
 const POOLER: &str = "pooler";
 
 impl AdapterConfig {
-    /// The linears of an encoder that carry LoRA by `target_modules`, in the network's order. None
-    /// where only the stored weights tell ([`super::TargetModules::AsStored`]).
+    /// The linears of an encoder that carry LoRA, in the network's order.
     pub fn target_linears<'a>(&self, encoder: &'a Encoder) -> Vec<&'a LinearSpec> {
         let family = encoder.config().family;
-        let targeted =
-            |spec: &&LinearSpec| self.targets(&family.full_name(&spec.name)) == Some(true);
+        let targeted = |spec: &&LinearSpec| self.targets(&family.full_name(&spec.name));
         encoder.linears().iter().filter(targeted).collect()
     }
 }
@@ -28,22 +27,44 @@ impl AdapterFolder {
     /// # Errors
     /// A module of another family, a linear that the encoder lacks, a linear that
     /// `target_modules` names and that has no weights, a shape that does not fit, a head without
-    /// one output a label.
+    /// one output a label; [`AdapterError::OnlyMerged`] for one that changes more than linears.
     pub fn bind(&self, encoder: &Encoder) -> Result<TaskWeights, AdapterError> {
+        let parts = self.fitting(encoder)?;
+        let family = encoder.config().family;
+        let on_device = |tensor: &Tensor| tensor.to_device(encoder.device());
+        let mut modules = Vec::with_capacity(parts.lora.len());
+        for (name, adapted) in &parts.lora {
+            modules.push(LoraModule {
+                name: short_name(family, name)?.to_owned(),
+                a: on_device(adapted.a)?,
+                b: on_device(adapted.b)?,
+                scale: self.config.scale(name),
+                magnitude: adapted.magnitude.map(on_device).transpose()?,
+                bias: adapted.bias.map(on_device).transpose()?,
+            });
+        }
+        let names = HeadNames::of(family);
+        let mut head = BTreeMap::new();
+        for (name, tensor) in &parts.replaced {
+            let short = short_name(family, name)?;
+            let module = short.rsplit_once('.').map_or(short, |(module, _)| module);
+            if !family.is_head(short) && module != names.dense {
+                return Err(AdapterError::OnlyMerged((*name).to_owned()));
+            }
+            head.insert(short.to_owned(), on_device(tensor)?);
+        }
+        complete_dense(&names, encoder, &mut head);
+        let weights = TaskWeights::new(encoder, modules, head)?;
+        check_labels(&self.task, &weights)?;
+        Ok(weights)
+    }
+
+    /// The adapter's parts, checked against the linears that the encoder has.
+    pub(super) fn fitting(&self, encoder: &Encoder) -> Result<Parts<'_>, AdapterError> {
         let parts = self.parts()?;
         let family = encoder.config().family;
-        let mut modules = Vec::with_capacity(parts.lora.len());
-        for (name, pair) in &parts.lora {
-            let short = family.short_name(name).ok_or_else(|| {
-                let model = family.model_type();
-                AdapterError::Mismatch(format!("{name} is not a part of a {model} model"))
-            })?;
-            modules.push(LoraModule {
-                name: short.to_owned(),
-                a: pair.a.to_device(encoder.device())?,
-                b: pair.b.to_device(encoder.device())?,
-                scale: self.config.scale(name),
-            });
+        for name in parts.lora.keys().chain(parts.replaced.keys()) {
+            short_name(family, name)?;
         }
         for spec in self.config.target_linears(encoder) {
             if !parts
@@ -56,14 +77,7 @@ impl AdapterFolder {
                 )));
             }
         }
-        let mut head = BTreeMap::new();
-        for (name, tensor) in &parts.saved {
-            let short = family.short_name(name).unwrap_or(name);
-            head.insert(short.to_owned(), tensor.to_device(encoder.device())?);
-        }
-        let weights = TaskWeights::new(encoder, modules, head)?;
-        check_labels(&self.task, &weights)?;
-        Ok(weights)
+        Ok(parts)
     }
 
     /// A folder of trained weights, copied: training may go on.
@@ -91,6 +105,12 @@ impl AdapterFolder {
             }
             tensors.insert(format!("{name}{LORA_A}"), snapshot(&module.a)?);
             tensors.insert(format!("{name}{LORA_B}"), snapshot(&module.b)?);
+            if let Some(magnitude) = &module.magnitude {
+                tensors.insert(format!("{name}{MAGNITUDE}"), snapshot(magnitude)?);
+            }
+            if let Some(bias) = &module.bias {
+                tensors.insert(format!("{name}.bias"), snapshot(bias)?);
+            }
         }
         for (name, tensor) in head {
             tensors.insert(family.full_name(name), snapshot(tensor)?);
@@ -106,6 +126,26 @@ impl AdapterFolder {
         };
         adapter.bind(encoder)?;
         Ok(adapter)
+    }
+}
+
+/// The name of a module or tensor without the family's prefix.
+pub(super) fn short_name(family: Family, name: &str) -> Result<&str, AdapterError> {
+    family.short_name(name).ok_or_else(|| {
+        let model = family.model_type();
+        AdapterError::Mismatch(format!("{name} is not a part of a {model} model"))
+    })
+}
+
+/// Where an adapter brings only the bias of a head's dense linear, its weight is the encoder's.
+fn complete_dense(names: &HeadNames, encoder: &Encoder, head: &mut BTreeMap<String, Tensor>) {
+    let parts = ["weight", "bias"].map(|part| format!("{}.{part}", names.dense));
+    if names.stands_alone && parts.iter().any(|part| head.contains_key(part)) {
+        for part in parts {
+            if let Some(tensor) = encoder.weights().find(&part) {
+                head.entry(part).or_insert_with(|| tensor.clone());
+            }
+        }
     }
 }
 

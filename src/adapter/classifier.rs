@@ -35,28 +35,46 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// An adapter on a shared encoder.
+    /// An adapter on a shared encoder; on one of its own where no shared encoder can carry it.
     pub fn from_adapter(
         encoder: Arc<Encoder>,
         adapter: &AdapterFolder,
     ) -> Result<Self, AdapterError> {
-        Ok(Self {
-            weights: adapter.bind(&encoder)?,
-            task: adapter.task.clone(),
-            encoder,
-        })
+        match adapter.bind(&encoder) {
+            Ok(weights) => Ok(Self {
+                weights,
+                task: adapter.task.clone(),
+                encoder,
+            }),
+            Err(AdapterError::OnlyMerged(_)) => Self::merged(&encoder, adapter),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An adapter folded into an encoder of its own, which shares what the adapter leaves as it is.
+    pub fn merged(encoder: &Encoder, adapter: &AdapterFolder) -> Result<Self, AdapterError> {
+        let weights = adapter.merge(encoder)?;
+        Self::new(encoder.config().clone(), &weights, adapter.task.clone())
     }
 
     /// A fully fine-tuned `…ForSequenceClassification` in Hugging Face's layout.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, AdapterError> {
         let config = EncoderConfig::read(dir)?;
         let stored = Weights::read(dir, config.family, device)?;
-        let head = stored.head(config.family);
-        if head.is_empty() {
+        if stored.head(config.family).is_empty() {
             return Err(AdapterError::NoHead(dir.to_path_buf()));
         }
-        let task = TaskConfig::read(dir)?;
-        let encoder = Encoder::new(config, &stored)?;
+        Self::new(config, &stored, TaskConfig::read(dir)?)
+    }
+
+    /// An encoder and its head, of the weights of both.
+    fn new(
+        config: EncoderConfig,
+        weights: &Weights,
+        task: TaskConfig,
+    ) -> Result<Self, AdapterError> {
+        let head = weights.head(config.family);
+        let encoder = Encoder::new(config, weights)?;
         let weights = TaskWeights::new(&encoder, Vec::new(), head)?;
         check_labels(&task, &weights)?;
         Ok(Self {

@@ -1,11 +1,14 @@
 //! PEFT's `adapter_config.json`, as far as LoRA for classification goes.
 
+mod reader;
+
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::AdapterError;
 use super::files::{read_json, write_json};
+use super::targets::{ALL_LINEAR, TargetModules, is_ending, layer_of};
 
 const FILE: &str = "adapter_config.json";
 
@@ -21,63 +24,47 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// Scale by α/√r instead of α/r (rsLoRA, arXiv 2312.03732).
     pub use_rslora: bool,
+    /// Weight-decomposed LoRA (DoRA, arXiv 2402.09353): each output has a trained magnitude.
+    pub use_dora: bool,
+    /// Which biases were trained and stand in the file.
+    pub bias: Bias,
     pub target_modules: TargetModules,
+    /// Linears that `target_modules` fits and that are left out all the same.
+    pub exclude_modules: Option<TargetModules>,
+    /// Layers by number, where only some are adapted. Plays no part with a pattern.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Names of the list that holds the layers, as regular expressions; any if there is none.
+    pub layers_pattern: Vec<String>,
     /// Modules that are trained whole and stored beside the LoRA weights: `classifier`, and
     /// `pooler` where it trains.
     pub modules_to_save: Vec<String>,
     pub base_model_name_or_path: Option<String>,
-    /// Ranks of single modules: names or endings of names. The first that fits counts.
+    /// Ranks of single modules: names, endings of names from a dot on, or regular expressions of
+    /// them. The first that fits counts.
     pub rank_pattern: Vec<(String, usize)>,
     /// Alphas of single modules.
     pub alpha_pattern: Vec<(String, f64)>,
 }
 
-/// Which linears carry LoRA.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TargetModules {
-    /// Names, or endings of names from a dot on. Every linear of the encoder that they fit must
-    /// have its weights in the file.
-    Named(Vec<String>),
-    /// A regular expression, or names narrowed down by layers or exclusions: the weights in the
-    /// file say which linears are meant.
-    AsStored,
+/// PEFT's `bias`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    None,
+    /// Those of the adapted linears.
+    LoraOnly,
+    /// Every parameter of the encoder with `bias` in its name.
+    All,
 }
 
-/// Every linear of the encoder, in PEFT's spelling.
-pub const ALL_LINEAR: &str = "all-linear";
-
-/// Fields with a value that neither changes the network nor is needed here.
-const IGNORED: [&str; 9] = [
-    "auto_mapping",
-    "ensure_weight_tying",
-    "eva_config",
-    "inference_mode",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "runtime_config",
-];
-
-/// Fields read by [`Reader`].
-const READ: [&str; 16] = [
-    "alpha_pattern",
-    "base_model_name_or_path",
-    "bias",
-    "exclude_modules",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "modules_to_save",
-    "peft_type",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "task_type",
-    "use_rslora",
-];
+impl Bias {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::LoraOnly => "lora_only",
+            Self::All => "all",
+        }
+    }
+}
 
 impl AdapterConfig {
     /// LoRA with the head `classifier`, as training makes it.
@@ -93,7 +80,12 @@ impl AdapterConfig {
             lora_alpha,
             lora_dropout,
             use_rslora: false,
+            use_dora: false,
+            bias: Bias::None,
             target_modules: TargetModules::Named(target_modules),
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
             modules_to_save: vec!["classifier".to_owned()],
             base_model_name_or_path: base_model,
             rank_pattern: Vec::new(),
@@ -107,18 +99,17 @@ impl AdapterConfig {
             &path,
             "a PEFT adapter folder has one; is this the right folder?",
         )?;
-        Reader {
-            path: &path,
-            fields: &fields,
-        }
-        .config()
+        reader::config(&path, &fields)
     }
 
     /// Writes the file; `stored` names the modules with LoRA weights.
     pub(super) fn write(&self, dir: &Path, stored: &[String]) -> Result<(), AdapterError> {
         let targets = match &self.target_modules {
-            TargetModules::Named(names) if !names.iter().any(|name| name == ALL_LINEAR) => names,
-            _ => stored,
+            // To PEFT it is more than the encoder's linears: the head's would be among them.
+            TargetModules::Named(names) if names.iter().any(|name| name == ALL_LINEAR) => {
+                json!(stored)
+            }
+            targets => targets.json(),
         };
         let config = json!({
             "peft_type": "LORA",
@@ -128,13 +119,19 @@ impl AdapterConfig {
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
+            "bias": self.bias.name(),
             "target_modules": targets,
+            "exclude_modules": self.exclude_modules.as_ref().map(TargetModules::json),
+            "layers_to_transform": self.layers_to_transform,
+            "layers_pattern": match self.layers_pattern.as_slice() {
+                [] => Value::Null,
+                patterns => json!(patterns),
+            },
             "modules_to_save": self.modules_to_save,
             "rank_pattern": pattern_json(&self.rank_pattern),
             "alpha_pattern": pattern_json(&self.alpha_pattern),
-            "bias": "none",
             "fan_in_fan_out": false,
-            "use_dora": false,
             "inference_mode": true,
             "init_lora_weights": true,
         });
@@ -166,16 +163,37 @@ impl AdapterConfig {
             .any(|saved| module.contains(&format!("{saved}.")))
     }
 
-    /// Whether the module of that name must have LoRA weights; `None` where only the file tells.
-    pub(super) fn targets(&self, module: &str) -> Option<bool> {
+    /// Whether the module of that name must have LoRA weights.
+    pub(super) fn targets(&self, module: &str) -> bool {
+        let excluded = self.exclude_modules.as_ref();
+        if excluded.is_some_and(|excluded| excluded.fits(module)) || self.saves_part(module) {
+            return false;
+        }
         match &self.target_modules {
-            TargetModules::AsStored => None,
-            TargetModules::Named(names) => Some(
-                !self.saves(module)
-                    && names
-                        .iter()
-                        .any(|name| name == ALL_LINEAR || ends_with_name(module, name)),
-            ),
+            TargetModules::Named(names) if names.iter().any(|name| name == module) => true,
+            TargetModules::Named(names) if names.iter().any(|name| name == ALL_LINEAR) => {
+                !self.saves(module) && self.transforms_layer_of(module)
+            }
+            TargetModules::Named(_) => {
+                self.target_modules.fits(module) && self.transforms_layer_of(module)
+            }
+            TargetModules::Pattern(_) => self.target_modules.fits(module),
+        }
+    }
+
+    /// Whether the module is one of `modules_to_save`, or a part of one, by whole names.
+    fn saves_part(&self, module: &str) -> bool {
+        let module = format!(".{module}.");
+        let is_part = |saved: &String| module.contains(&format!(".{saved}."));
+        self.modules_to_save.iter().any(is_part)
+    }
+
+    fn transforms_layer_of(&self, module: &str) -> bool {
+        match &self.layers_to_transform {
+            None => true,
+            Some(layers) => {
+                layer_of(module, &self.layers_pattern).is_some_and(|layer| layers.contains(&layer))
+            }
         }
     }
 }
@@ -183,14 +201,8 @@ impl AdapterConfig {
 fn find<T: Copy>(pattern: &[(String, T)], module: &str) -> Option<T> {
     pattern
         .iter()
-        .find(|(name, _)| ends_with_name(module, name))
+        .find(|(name, _)| is_ending(name, module))
         .map(|(_, value)| *value)
-}
-
-fn ends_with_name(module: &str, name: &str) -> bool {
-    module
-        .strip_suffix(name)
-        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn pattern_json<T: Copy + Into<Value>>(pattern: &[(String, T)]) -> Value {
@@ -199,198 +211,6 @@ fn pattern_json<T: Copy + Into<Value>>(pattern: &[(String, T)]) -> Value {
         .map(|(name, value)| (name.clone(), (*value).into()))
         .collect::<Map<String, Value>>()
         .into()
-}
-
-/// A field that says nothing: PEFT writes the options that are off as one of these.
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(on) => !on,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::Number(_) | Value::String(_) => false,
-    }
-}
-
-/// Checks field by field, so that an error can name the field.
-struct Reader<'a> {
-    path: &'a Path,
-    fields: &'a Map<String, Value>,
-}
-
-impl Reader<'_> {
-    fn config(&self) -> Result<AdapterConfig, AdapterError> {
-        self.refuse_unsupported()?;
-        let config = AdapterConfig {
-            r: self.rank("r", self.required("r")?)?,
-            lora_alpha: self.alpha("lora_alpha", self.required("lora_alpha")?)?,
-            lora_dropout: match self.active("lora_dropout") {
-                None => 0.0,
-                Some(value) => self.number("lora_dropout", value)?,
-            },
-            use_rslora: self.active("use_rslora").is_some(),
-            target_modules: self.target_modules()?,
-            modules_to_save: match self.active("modules_to_save") {
-                None => Vec::new(),
-                Some(value) => self.names("modules_to_save", value)?,
-            },
-            base_model_name_or_path: match self.active("base_model_name_or_path") {
-                Some(Value::String(name)) if !name.is_empty() => Some(name.clone()),
-                _ => None,
-            },
-            rank_pattern: self.pattern("rank_pattern", |value| self.rank("rank_pattern", value))?,
-            alpha_pattern: self
-                .pattern("alpha_pattern", |value| self.alpha("alpha_pattern", value))?,
-        };
-        Ok(config)
-    }
-
-    fn refuse_unsupported(&self) -> Result<(), AdapterError> {
-        self.only("peft_type", &["LORA"], "only LoRA adapters are")?;
-        self.only(
-            "task_type",
-            &["SEQ_CLS", "FEATURE_EXTRACTION"],
-            "only sequence classification is",
-        )?;
-        self.only("bias", &["none"], "trained biases are not implemented")?;
-        if let Some(Value::String(_)) = self.active("init_lora_weights") {
-            self.only(
-                "init_lora_weights",
-                &["gaussian", "eva", "orthogonal"],
-                "it changes the weights of the encoder, which is shared; convert the adapter with \
-                 PEFT's path_initial_model_for_weight_conversion first",
-            )?;
-        }
-        for (option, value) in self.fields {
-            let known = IGNORED.contains(&option.as_str()) || READ.contains(&option.as_str());
-            if !known && !is_off(value) {
-                return Err(self.unsupported(option, value, "it is not implemented"));
-            }
-        }
-        Ok(())
-    }
-
-    fn target_modules(&self) -> Result<TargetModules, AdapterError> {
-        let narrowed = ["layers_to_transform", "exclude_modules"]
-            .iter()
-            .any(|option| self.active(option).is_some());
-        match self.required("target_modules")? {
-            Value::String(name) if name.eq_ignore_ascii_case(ALL_LINEAR) && !narrowed => {
-                Ok(TargetModules::Named(vec![ALL_LINEAR.to_owned()]))
-            }
-            Value::String(_) => Ok(TargetModules::AsStored),
-            value => {
-                let names = self.names("target_modules", value)?;
-                if names.is_empty() {
-                    return Err(self.problem("target_modules is empty"));
-                }
-                Ok(if narrowed {
-                    TargetModules::AsStored
-                } else {
-                    TargetModules::Named(names)
-                })
-            }
-        }
-    }
-
-    /// The value of an option that is not off.
-    fn active(&self, option: &str) -> Option<&Value> {
-        self.fields.get(option).filter(|value| !is_off(value))
-    }
-
-    fn required(&self, option: &str) -> Result<&Value, AdapterError> {
-        self.active(option)
-            .ok_or_else(|| self.problem(format!("{option} is missing")))
-    }
-
-    fn only(
-        &self,
-        option: &str,
-        allowed: &[&str],
-        reason: &'static str,
-    ) -> Result<(), AdapterError> {
-        match self.active(option) {
-            Some(Value::String(value)) if allowed.contains(&value.as_str()) => Ok(()),
-            Some(value) => Err(self.unsupported(option, value, reason)),
-            None => Ok(()),
-        }
-    }
-
-    fn number(&self, option: &str, value: &Value) -> Result<f64, AdapterError> {
-        value
-            .as_f64()
-            .filter(|number| number.is_finite())
-            .ok_or_else(|| self.problem(format!("{option} must be a number, not {value}")))
-    }
-
-    fn alpha(&self, option: &str, value: &Value) -> Result<f64, AdapterError> {
-        let alpha = self.number(option, value)?;
-        if alpha <= 0.0 {
-            return Err(self.problem(format!("{option} must be above 0, not {value}")));
-        }
-        Ok(alpha)
-    }
-
-    fn rank(&self, option: &str, value: &Value) -> Result<usize, AdapterError> {
-        value
-            .as_u64()
-            .and_then(|rank| usize::try_from(rank).ok())
-            .filter(|rank| *rank > 0)
-            .ok_or_else(|| {
-                self.problem(format!("{option} must be a positive integer, not {value}"))
-            })
-    }
-
-    fn names(&self, option: &str, value: &Value) -> Result<Vec<String>, AdapterError> {
-        let names = value.as_array().map(|items| {
-            items
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned))
-                .collect::<Option<Vec<_>>>()
-        });
-        names
-            .flatten()
-            .ok_or_else(|| self.problem(format!("{option} must be a list of names, not {value}")))
-    }
-
-    /// Patterns are regular expressions in PEFT; here they may be names only.
-    fn pattern<T>(
-        &self,
-        option: &str,
-        value: impl Fn(&Value) -> Result<T, AdapterError>,
-    ) -> Result<Vec<(String, T)>, AdapterError> {
-        let Some(entries) = self.active(option) else {
-            return Ok(Vec::new());
-        };
-        let Some(entries) = entries.as_object() else {
-            return Err(self.problem(format!("{option} must be an object")));
-        };
-        let mut pattern = Vec::with_capacity(entries.len());
-        for (name, entry) in entries {
-            if name.contains(|c: char| !c.is_alphanumeric() && !matches!(c, '_' | '.' | '-')) {
-                return Err(self.unsupported(
-                    option,
-                    &json!(name),
-                    "only names are, not regular expressions",
-                ));
-            }
-            pattern.push((name.clone(), value(entry)?));
-        }
-        Ok(pattern)
-    }
-
-    fn unsupported(&self, option: &str, value: &Value, reason: &'static str) -> AdapterError {
-        AdapterError::Unsupported {
-            path: self.path.to_path_buf(),
-            option: option.to_owned(),
-            value: value.to_string(),
-            reason,
-        }
-    }
-
-    fn problem(&self, problem: impl Into<String>) -> AdapterError {
-        AdapterError::config(self.path, problem)
-    }
 }
 
 #[cfg(test)]
@@ -403,11 +223,7 @@ mod tests {
         });
         let all = fields.as_object_mut().unwrap();
         all.append(change.as_object_mut().unwrap());
-        Reader {
-            path: Path::new("adapter_config.json"),
-            fields: all,
-        }
-        .config()
+        reader::config(Path::new("adapter_config.json"), all)
     }
 
     #[test]
@@ -435,9 +251,8 @@ mod tests {
     #[test]
     fn active_options_that_are_not_implemented_are_refused_by_name() {
         for (option, value) in [
-            ("use_dora", json!(true)),
-            ("bias", json!("lora_only")),
-            ("fan_in_fan_out", json!(true)),
+            ("bias", json!("vera_only")),
+            ("target_modules", json!("(query")),
             ("lora_bias", json!(true)),
             ("layer_replication", json!([[0, 2]])),
             ("target_parameters", json!(["w"])),
@@ -445,7 +260,7 @@ mod tests {
             ("peft_type", json!("IA3")),
             ("task_type", json!("CAUSAL_LM")),
             ("init_lora_weights", json!("pissa")),
-            ("rank_pattern", json!({"layer.[01].query": 3})),
+            ("rank_pattern", json!({"layer.[01.query": 3})),
             ("an_option_of_tomorrow", json!("on")),
         ] {
             let error = parse(json!({ option: value })).unwrap_err();
@@ -483,19 +298,80 @@ mod tests {
         }
     }
 
+    const QUERY: &str = "bert.encoder.layer.1.attention.self.query";
+
+    fn targets(change: Value, module: &str) -> bool {
+        parse(change).unwrap().targets(module)
+    }
+
     #[test]
     fn targets_are_narrowed_by_what_is_saved_whole() {
         let config = parse(json!({
             "target_modules": "all-linear", "modules_to_save": ["classifier", "pooler"],
         }))
         .unwrap();
-        assert_eq!(
-            config.targets("bert.encoder.layer.0.output.dense"),
-            Some(true)
-        );
-        assert_eq!(config.targets("bert.pooler.dense"), Some(false));
+        assert!(config.targets("bert.encoder.layer.0.output.dense"));
+        assert!(!config.targets("bert.pooler.dense"));
         assert!(config.saves("classifier") && config.saves("classifier.dense"));
         assert!(config.saves("pre_classifier") && !config.saves("classifiers"));
+    }
+
+    #[test]
+    fn targets_are_names_endings_or_a_pattern_of_the_whole_name() {
+        for (modules, fits) in [
+            (json!(["query"]), true),
+            (json!(["self.query"]), true),
+            (json!([QUERY]), true),
+            (json!(["uery"]), false),
+            (json!(r".*\.(query|value)"), true),
+            (json!(r".*\.layer\.0\..*query"), false),
+            (json!("query"), false),
+            (json!(r"^(?!.*layer\.1).*query$"), false),
+        ] {
+            let change = json!({"target_modules": modules});
+            assert_eq!(targets(change.clone(), QUERY), fits, "{change}");
+        }
+    }
+
+    #[test]
+    fn targets_are_narrowed_by_layers_and_exclusions() {
+        for (change, fits) in [
+            (json!({"layers_to_transform": [0]}), false),
+            (json!({"layers_to_transform": 1}), true),
+            (
+                json!({"layers_to_transform": [1], "layers_pattern": "layer"}),
+                true,
+            ),
+            (
+                json!({"layers_to_transform": [1], "layers_pattern": ["h"]}),
+                false,
+            ),
+            (
+                json!({"layers_to_transform": [0], "target_modules": [QUERY]}),
+                true,
+            ),
+            (
+                json!({"layers_to_transform": [0], "target_modules": ".*query"}),
+                true,
+            ),
+            (json!({"exclude_modules": ["query"]}), false),
+            (json!({"exclude_modules": r".*\.1\..*"}), false),
+            (json!({"exclude_modules": r".*\.0\..*"}), true),
+        ] {
+            assert_eq!(targets(change.clone(), QUERY), fits, "{change}");
+        }
+    }
+
+    #[test]
+    fn patterns_may_be_regular_expressions() {
+        let config = parse(json!({
+            "rank_pattern": {r"layer\.[01]\..*query": 3},
+            "alpha_pattern": {r"self\.(key|query)": 6},
+        }))
+        .unwrap();
+        assert_eq!(config.rank(QUERY), 3);
+        assert_eq!(config.scale(QUERY), 2.0);
+        assert_eq!(config.rank("bert.encoder.layer.2.attention.self.query"), 8);
     }
 
     #[test]
@@ -503,6 +379,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut config = AdapterConfig::new(4, 8.0, 0.1, vec!["query".into()], Some("m".into()));
         config.use_rslora = true;
+        config.use_dora = true;
+        config.bias = Bias::LoraOnly;
+        config.exclude_modules = Some(TargetModules::Pattern("x.*".into()));
+        config.layers_to_transform = Some(vec![0, 2]);
+        config.layers_pattern = vec!["layer".into()];
         config.rank_pattern = vec![("layer.1.query".into(), 2), ("query".into(), 3)];
         config.alpha_pattern = vec![("layer.1.query".into(), 1.5)];
         config.write(dir.path(), &[]).unwrap();

@@ -50,6 +50,9 @@ pub enum AdapterError {
     Exists(PathBuf),
     #[error("{path} has no classification head: is it an encoder that is still to be trained?", path = .0.display())]
     NoHead(PathBuf),
+    /// The tensor that no shared encoder can carry.
+    #[error("the adapter changes {0} of the encoder; it can only be used merged")]
+    OnlyMerged(String),
     #[error("the adapter does not fit the encoder: {0}")]
     Mismatch(String),
     #[error(transparent)]

@@ -7,43 +7,45 @@ use std::path::Path;
 use candle_core::Tensor;
 
 use super::files::{read_tensors, write_folder, write_tensors};
-use super::{AdapterConfig, AdapterError, TaskConfig};
+use super::tensor_names::{self, LORA_A, LORA_B, MAGNITUDE, Stored};
+use super::{AdapterConfig, AdapterError, Bias, TaskConfig};
 use crate::encoder::Family;
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
-
-/// What PEFT puts before the names of the wrapped model.
-const PEFT_PREFIX: &str = "base_model.model.";
-pub(super) const LORA_A: &str = ".lora_A.weight";
-pub(super) const LORA_B: &str = ".lora_B.weight";
 
 /// An adapter in memory, checked as far as it can be without its encoder.
 #[derive(Clone, Debug)]
 pub struct AdapterFolder {
     pub config: AdapterConfig,
     pub task: TaskConfig,
-    /// f32 on the CPU; PEFT's names without `base_model.model.`, such as
-    /// `bert.encoder.layer.0.attention.self.query.lora_A.weight` and `classifier.weight`.
+    /// f32 on the CPU; PEFT's names without its prefix and wrappers, such as
+    /// `bert.encoder.layer.0.attention.self.query.lora_A.weight`, `classifier.weight` and, of
+    /// trained biases, `bert.encoder.layer.0.attention.self.query.bias`.
     pub tensors: BTreeMap<String, Tensor>,
 }
 
-/// The two matrices of one adapted linear.
+/// What the file holds for one adapted linear.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct LoraPair<'a> {
+pub(super) struct Adapted<'a> {
     /// `[r, in_features]`
     pub(super) a: &'a Tensor,
     /// `[out_features, r]`
     pub(super) b: &'a Tensor,
+    /// DoRA's, `[out_features]`.
+    pub(super) magnitude: Option<&'a Tensor>,
+    /// In place of the encoder's, `[out_features]`.
+    pub(super) bias: Option<&'a Tensor>,
 }
 
 /// All tensors by their part in the network.
 #[derive(Debug, Default)]
 pub(super) struct Parts<'a> {
     /// By module name, family prefix included.
-    pub(super) lora: BTreeMap<&'a str, LoraPair<'a>>,
-    /// Tensors of modules that were trained whole, by tensor name.
-    pub(super) saved: BTreeMap<&'a str, &'a Tensor>,
+    pub(super) lora: BTreeMap<&'a str, Adapted<'a>>,
+    /// Tensors in place of the model's, by name: of modules that were trained whole, and biases of
+    /// what carries no LoRA.
+    pub(super) replaced: BTreeMap<&'a str, &'a Tensor>,
 }
 
 impl AdapterFolder {
@@ -58,16 +60,7 @@ impl AdapterFolder {
             return Err(AdapterError::Pickle { path: pickle });
         }
         let stored = read_tensors(&path, "it holds the weights of the adapter", |_| true)?;
-        let mut tensors = BTreeMap::new();
-        for (name, tensor) in stored {
-            let Some(short) = name.strip_prefix(PEFT_PREFIX) else {
-                return Err(AdapterError::tensor(
-                    &name,
-                    format!("the names of a PEFT adapter begin with {PEFT_PREFIX}"),
-                ));
-            };
-            tensors.insert(short.to_owned(), tensor);
-        }
+        let tensors = named(stored)?;
         let adapter = Self {
             config,
             task,
@@ -89,11 +82,11 @@ impl AdapterFolder {
         let modules: Vec<String> = parts.lora.keys().map(|name| (*name).to_owned()).collect();
         self.config.write(dir, &modules)?;
         self.task.write(dir, model_type(&modules))?;
-        let tensors = self
-            .tensors
-            .iter()
-            .map(|(name, tensor)| (format!("{PEFT_PREFIX}{name}"), tensor.clone()))
-            .collect();
+        let adapted = |module: &str| parts.lora.contains_key(module);
+        let stored = |(name, tensor): (&String, &Tensor)| {
+            (tensor_names::written(name, adapted), tensor.clone())
+        };
+        let tensors = self.tensors.iter().map(stored).collect();
         write_tensors(&dir.join(WEIGHTS), &tensors)
     }
 
@@ -107,22 +100,25 @@ impl AdapterFolder {
         let mut parts = Parts::default();
         for (name, tensor) in &self.tensors {
             if let Some(module) = name.strip_suffix(LORA_A) {
-                let b_name = format!("{module}{LORA_B}");
-                let b = self.tensors.get(&b_name).ok_or_else(|| {
-                    AdapterError::tensor(name, format!("its partner {b_name} is missing"))
-                })?;
-                self.check_pair(module, tensor, b)?;
-                parts.lora.insert(module, LoraPair { a: tensor, b });
-            } else if let Some(module) = name.strip_suffix(LORA_B) {
-                let a_name = format!("{module}{LORA_A}");
-                if !self.tensors.contains_key(&a_name) {
-                    return Err(AdapterError::tensor(
-                        name,
-                        format!("its partner {a_name} is missing"),
-                    ));
-                }
-            } else if self.is_saved(name) {
-                parts.saved.insert(name, tensor);
+                let partner = |end: &str| self.tensors.get(&format!("{module}{end}"));
+                let adapted = Adapted {
+                    a: tensor,
+                    b: partner(LORA_B).ok_or_else(|| lacks(name, module, LORA_B))?,
+                    magnitude: partner(MAGNITUDE),
+                    bias: partner(".bias").filter(|_| self.has_bias(module)),
+                };
+                self.check_adapted(module, adapted)?;
+                parts.lora.insert(module, adapted);
+                continue;
+            }
+            let part_of = |end| name.strip_suffix(end);
+            let of_pair = [LORA_B, MAGNITUDE].into_iter().find_map(part_of);
+            if let Some(module) = of_pair {
+                self.require_a(name, module)?;
+            } else if part_of(".bias").is_some_and(|module| self.has_bias(module)) {
+                // It went with the pair.
+            } else if self.is_saved(name) || self.is_bias(name) {
+                parts.replaced.insert(name, tensor);
             } else {
                 return Err(AdapterError::tensor(
                     name,
@@ -137,35 +133,103 @@ impl AdapterFolder {
         Ok(parts)
     }
 
-    /// Whether the tensor is the weight or bias of a module that was trained whole.
-    fn is_saved(&self, tensor: &str) -> bool {
-        tensor
-            .rsplit_once('.')
-            .is_some_and(|(module, _)| !tensor.contains(".lora_") && self.config.saves(module))
+    fn has_lora(&self, module: &str) -> bool {
+        self.tensors.contains_key(&format!("{module}{LORA_A}"))
     }
 
-    fn check_pair(&self, module: &str, a: &Tensor, b: &Tensor) -> Result<(), AdapterError> {
+    fn require_a(&self, name: &str, module: &str) -> Result<(), AdapterError> {
+        match self.has_lora(module) {
+            true => Ok(()),
+            false => Err(lacks(name, module, LORA_A)),
+        }
+    }
+
+    /// Whether the bias of a module was trained with its LoRA.
+    fn has_bias(&self, module: &str) -> bool {
+        self.config.bias != Bias::None && self.has_lora(module)
+    }
+
+    /// Whether the tensor is trained though its module has no LoRA.
+    fn is_bias(&self, tensor: &str) -> bool {
+        self.config.bias == Bias::All && tensor.contains("bias") && !tensor.contains(".lora_")
+    }
+
+    /// Whether the tensor belongs to a module that was trained whole. In files of old versions a
+    /// head is there though the configuration names none.
+    fn is_saved(&self, tensor: &str) -> bool {
+        let Some((module, _)) = tensor.rsplit_once('.') else {
+            return false;
+        };
+        let first = tensor.split('.').next().unwrap_or_default();
+        let of_head = |family: &Family| family.head_modules().contains(&first);
+        let is_head = Family::ALL.iter().any(of_head);
+        !tensor.contains(".lora_") && (is_head || self.config.saves(module))
+    }
+
+    fn check_adapted(&self, module: &str, adapted: Adapted<'_>) -> Result<(), AdapterError> {
         let rank = self.config.rank(module);
+        let wrong = |end: &str, tensor: &Tensor, expected: &str| {
+            let found = tensor.dims();
+            let problem = format!("has the shape {found:?}, not {expected}");
+            Err(AdapterError::tensor(&format!("{module}{end}"), problem))
+        };
+        let Adapted {
+            a, b, magnitude, ..
+        } = adapted;
         if a.rank() != 2 || a.dim(0)? != rank {
-            return Err(AdapterError::tensor(
-                &format!("{module}{LORA_A}"),
-                format!("has the shape {:?}, not [r = {rank}, in]", a.dims()),
-            ));
+            return wrong(LORA_A, a, &format!("[r = {rank}, in]"));
         }
         if b.rank() != 2 || b.dim(1)? != rank {
-            return Err(AdapterError::tensor(
-                &format!("{module}{LORA_B}"),
-                format!("has the shape {:?}, not [out, r = {rank}]", b.dims()),
-            ));
+            return wrong(LORA_B, b, &format!("[out, r = {rank}]"));
         }
-        if self.config.targets(module) == Some(false) {
-            return Err(AdapterError::tensor(
+        match (magnitude, self.config.use_dora) {
+            (None, true) => Err(lacks(&format!("{module}{LORA_A}"), module, MAGNITUDE)),
+            (Some(_), false) => Err(AdapterError::tensor(
+                &format!("{module}{MAGNITUDE}"),
+                "has no use here: use_dora is false",
+            )),
+            _ if !self.config.targets(module) => Err(AdapterError::tensor(
                 &format!("{module}{LORA_A}"),
                 "target_modules does not name its module",
-            ));
+            )),
+            _ => Ok(()),
         }
-        Ok(())
     }
+}
+
+fn lacks(name: &str, module: &str, end: &str) -> AdapterError {
+    AdapterError::tensor(name, format!("its partner {module}{end} is missing"))
+}
+
+/// Tensors under the names used here.
+fn named(stored: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>, AdapterError> {
+    let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (name, tensor) in stored {
+        let short = match tensor_names::read(&name) {
+            Stored::As(short) => short,
+            Stored::Replaced => continue,
+            Stored::Unknown => {
+                let problem = format!(
+                    "the names of a PEFT adapter begin with {}",
+                    tensor_names::PREFIX
+                );
+                return Err(AdapterError::tensor(&name, problem));
+            }
+        };
+        if let Some(other) = tensors.get(&short)
+            && !is_same(other, &tensor)?
+        {
+            let problem = format!("{short} stands in the file twice, with other values");
+            return Err(AdapterError::tensor(&name, problem));
+        }
+        tensors.insert(short, tensor);
+    }
+    Ok(tensors)
+}
+
+fn is_same(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
+    let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+    Ok(a.dims() == b.dims() && values(a)? == values(b)?)
 }
 
 /// `model_type` of the family that adapted modules belong to.
@@ -185,6 +249,7 @@ pub(super) mod tests {
     use super::*;
     use crate::adapter::ProblemType;
 
+    const PEFT_PREFIX: &str = tensor_names::PREFIX;
     const QUERY: &str = "bert.encoder.layer.0.attention.self.query";
 
     /// A rank 2 adapter of one linear of 4 × 3, with a head of two classes.
@@ -261,7 +326,8 @@ pub(super) mod tests {
         for name in [
             "base_model.model.bert.encoder.layer.0.output.dense.weight",
             "base_model.model.bert.encoder.layer.0.attention.self.query.lora_magnitude_vector",
-            "base_model.model.classifier.lora_A.default.weight",
+            "base_model.model.bert.encoder.layer.0.attention.self.query.base_layer.weight",
+            "base_model.model.classifier.lora_embedding_A",
             "bert.encoder.layer.0.output.dense.lora_A.weight",
         ] {
             let error = refused_tensors(|tensors| {
@@ -269,7 +335,11 @@ pub(super) mod tests {
                 tensors.insert(name.to_owned(), extra);
             });
             assert!(
-                error.contains(name.trim_start_matches(PEFT_PREFIX)),
+                error.contains(
+                    &name
+                        .trim_start_matches(PEFT_PREFIX)
+                        .replace(".base_layer", "")
+                ),
                 "{error}"
             );
         }

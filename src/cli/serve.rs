@@ -164,6 +164,7 @@ impl App {
             Arc::clone(&tasks),
             Arc::clone(&metrics),
             config.adapter_memory,
+            config.merged_tasks.clone(),
         );
         if let Some(folder) = &config.adapters {
             add_shipped(&store, folder).await?;

@@ -94,6 +94,17 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_ADAPTER_MEMORY", value_name = "BYTES")]
     pub adapter_memory: Option<Bytes>,
 
+    /// Tasks whose adapter is folded into an encoder of its own, comma-separated, or `*` for all:
+    /// less work for a text, more memory for a task [default: those whose adapter changes more
+    /// than linears].
+    #[arg(
+        long,
+        env = "KDLORA_MERGED_TASKS",
+        value_name = "TASKS",
+        value_delimiter = ','
+    )]
+    pub merged_tasks: Option<Vec<String>>,
+
     /// File with the token that admin routes ask for. Without one they answer only when the server
     /// listens on a loopback address.
     #[arg(long, env = "KDLORA_ADMIN_TOKEN_FILE", value_name = "FILE")]
@@ -123,6 +134,7 @@ impl RawServe {
             request_timeout: self.request_timeout.or(other.request_timeout),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             adapter_memory: self.adapter_memory.or(other.adapter_memory),
+            merged_tasks: self.merged_tasks.or(other.merged_tasks),
             admin_token_file: self.admin_token_file.or(other.admin_token_file),
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::raw::RawServe;
 use super::units::{DeviceChoice, Dtype};
+use crate::serving::MergedTasks;
 
 /// What `kdlora serve` runs with.
 #[derive(Clone, Debug)]
@@ -36,6 +37,7 @@ pub struct ServeConfig {
     pub request_timeout: Duration,
     pub shutdown_timeout: Duration,
     pub adapter_memory: Option<u64>,
+    pub merged_tasks: MergedTasks,
     pub admin_token: Option<AdminToken>,
 }
 
@@ -137,6 +139,11 @@ impl ServeConfig {
                 .shutdown_timeout
                 .map_or(Duration::from_secs(30), |t| t.0),
             adapter_memory: raw.adapter_memory.map(|bytes| bytes.0),
+            merged_tasks: match raw.merged_tasks {
+                None => MergedTasks::None,
+                Some(tasks) if tasks.iter().any(|task| task == "*") => MergedTasks::All,
+                Some(tasks) => MergedTasks::Some(tasks.into_iter().collect()),
+            },
             admin_token: raw
                 .admin_token_file
                 .as_deref()

@@ -117,6 +117,7 @@ impl Teacher {
             let dir = adapter_folder(adapter, places);
             let folder = AdapterFolder::read(&dir)?;
             let classifier = Classifier::from_adapter(base.encoder.clone(), &folder)?;
+            base.encoder = classifier.encoder.clone();
             let weights = dir.join(ADAPTER_WEIGHTS);
             let source = TeacherSource::Trained {
                 classifier,

@@ -24,7 +24,7 @@ pub(super) enum Slot {
 pub(super) struct Layer {
     index: usize,
     /// `[3 · hidden, hidden]`
-    qkv: Linear,
+    pub(super) qkv: Linear,
     positions: Option<PositionProjection>,
     attention_output: Linear,
     attention_norm: Norm,
@@ -205,7 +205,7 @@ fn trained_linear(
     Ok(ops::activation(&y, activation)?)
 }
 
-/// `y` with the low-rank updates for the input `x`, dropout before them.
+/// `y` with the updates for the input `x`, dropout before them.
 pub(super) fn with_updates(
     mut y: Tensor,
     x: &Tensor,
@@ -214,6 +214,15 @@ pub(super) fn with_updates(
 ) -> Result<Tensor, EncoderError> {
     if updates.is_empty() {
         return Ok(y);
+    }
+    let tracked = y.track_op() || x.track_op() || updates.iter().any(LoraUpdate::trains);
+    if !tracked && dropout.is_none() {
+        return Ok(ops::add_updates(&y, x, updates)?);
+    }
+    if updates.iter().any(|update| update.map.is_some()) {
+        return Err(EncoderError::Unsupported(
+            "training behind DoRA or biases of an adapter is not implemented".into(),
+        ));
     }
     let input = match dropout {
         Some(dropout) => ops::dropout(x, dropout)?,

@@ -22,7 +22,7 @@ pub use error::EncoderError;
 pub use family::Family;
 pub use head::HeadNames;
 pub use relative::{DisentangledConfig, RelativeAttention};
-pub use task::{LoraModule, TaskWeights};
+pub use task::{LoraModule, TaskWeights, dora_gain};
 pub use weights::Weights;
 
 use std::ops::Range;
@@ -54,7 +54,7 @@ pub struct Encoder {
     /// The head's first linear that came with the encoder (BERT's pooler).
     head_dense: Option<ops::Linear>,
     linears: Vec<LinearSpec>,
-    parameters: usize,
+    weights: Weights,
 }
 
 /// Module name of the projection of the embeddings.
@@ -171,11 +171,7 @@ impl Encoder {
         if head.stands_alone {
             linears.push(whole(head.dense, hidden, Site::HeadDense));
         }
-        Ok(Self {
-            parameters: weights
-                .encoder(config.family)
-                .map(|(_, tensor)| tensor.elem_count())
-                .sum(),
+        let mut encoder = Self {
             conv: Conv::new(&config, weights)?,
             config,
             word,
@@ -187,7 +183,21 @@ impl Encoder {
             relative,
             head_dense,
             linears,
-        })
+            weights: weights.clone(),
+        };
+        encoder.share_fused();
+        Ok(encoder)
+    }
+
+    /// Makes views of the fused linears out of the weights that they were put together from, so
+    /// that these are not in memory twice. Not where they train: the views would be ops.
+    fn share_fused(&mut self) {
+        let names = Names::of(self.config.family);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let parts = [names.query, names.key, names.value];
+            let parts = parts.map(|name| names.in_layer(index, name));
+            self.weights.share(&layer.qkv, &parts);
+        }
     }
 
     pub fn config(&self) -> &EncoderConfig {
@@ -196,7 +206,33 @@ impl Encoder {
 
     /// Number of weights, heads not counted.
     pub fn parameters(&self) -> usize {
-        self.parameters
+        let encoder = self.weights.encoder(self.config.family);
+        encoder.map(|(_, tensor)| tensor.elem_count()).sum()
+    }
+
+    /// All that the encoder's folder held, a head included. The tensors are the encoder's own, not
+    /// copies.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Weight `[out, in]` and bias `[out]` of one of the [linears](Self::linears).
+    ///
+    /// # Errors
+    /// It belongs to the head, and the encoder's folder had none.
+    pub fn linear(&self, spec: &LinearSpec) -> Result<ops::Linear, EncoderError> {
+        let has_bias = spec.site != Site::Embeddings;
+        let (input, out) = (spec.in_features, spec.out_features);
+        let bias = match has_bias {
+            true => Some(self.weights.get(&format!("{}.bias", spec.name), &[out])?),
+            false => None,
+        };
+        Ok(ops::Linear {
+            weight: self
+                .weights
+                .get(&format!("{}.weight", spec.name), &[out, input])?,
+            bias,
+        })
     }
 
     pub fn device(&self) -> &Device {
@@ -353,12 +389,19 @@ impl Encoder {
 }
 
 impl LinearSpec {
-    fn lora_update(&self, a: Tensor, b: Tensor, scale: f64) -> ops::LoraUpdate {
+    fn lora_update(
+        &self,
+        a: Tensor,
+        b: Tensor,
+        scale: f64,
+        map: Option<ops::ColumnMap>,
+    ) -> ops::LoraUpdate {
         ops::LoraUpdate {
             a,
             b,
             scale,
             column: self.column,
+            map,
         }
     }
 }

@@ -8,8 +8,8 @@ use candle_core::Tensor;
 use super::head::Head;
 use super::layer::Adapted;
 use super::weights::check_shape;
-use super::{Encoder, EncoderError, Site};
-use crate::ops::{Dropout, Linear, LoraUpdate};
+use super::{Encoder, EncoderError, LinearSpec, Site};
+use crate::ops::{ColumnMap, Dropout, Linear, LoraUpdate};
 
 /// LoRA of one linear: y += scale · (x Aᵀ) Bᵀ.
 #[derive(Clone, Debug)]
@@ -21,6 +21,59 @@ pub struct LoraModule {
     /// B, `[out, r]`.
     pub b: Tensor,
     pub scale: f64,
+    /// DoRA's magnitude of each output, `[out]`.
+    pub magnitude: Option<Tensor>,
+    /// The bias in place of the encoder's, `[out]`.
+    pub bias: Option<Tensor>,
+}
+
+impl LoraModule {
+    /// The update of a linear whose weight and bias are the encoder's.
+    fn update(self, encoder: &Encoder, spec: &LinearSpec) -> Result<LoraUpdate, EncoderError> {
+        let rank = self.a.dims().first().copied().unwrap_or(0).max(1);
+        let out = spec.out_features;
+        let check = |part: &str, tensor: &Tensor, shape: &[usize]| {
+            check_shape(&format!("{}.{part}", self.name), tensor, shape)
+        };
+        check("lora_A", &self.a, &[rank, spec.in_features])?;
+        check("lora_B", &self.b, &[out, rank])?;
+        if let Some(magnitude) = &self.magnitude {
+            check("lora_magnitude_vector", magnitude, &[out])?;
+        }
+        if let Some(bias) = &self.bias {
+            check("bias", bias, &[out])?;
+        }
+        if self.magnitude.is_none() && self.bias.is_none() {
+            return Ok(spec.lora_update(self.a, self.b, self.scale, None));
+        }
+        let base = encoder.linear(spec)?;
+        let gain = match &self.magnitude {
+            Some(magnitude) => dora_gain(&base.weight, &self.a, &self.b, self.scale, magnitude)?,
+            None => Tensor::ones(out, base.weight.dtype(), base.weight.device())?,
+        };
+        // (y − b) ∘ gain + b', with y the output of the encoder's linear and b its bias.
+        let shift = match (&self.bias, &base.bias) {
+            (Some(new), Some(old)) => (new - (old * &gain)?)?,
+            (None, Some(old)) => (old - (old * &gain)?)?,
+            (new, None) => new.clone().map_or_else(|| gain.zeros_like(), Ok)?,
+        };
+        let b = self.b.broadcast_mul(&gain.unsqueeze(1)?)?;
+        let map = ColumnMap { gain, shift };
+        Ok(spec.lora_update(self.a, b, self.scale, Some(map)))
+    }
+}
+
+/// What DoRA multiplies each output of W + s·B A by, `[out]`: magnitude / ‖W + s·B A‖, the norm of
+/// each row.
+pub fn dora_gain(
+    weight: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    scale: f64,
+    magnitude: &Tensor,
+) -> candle_core::Result<Tensor> {
+    let adapted = (weight + (b.matmul(a)? * scale)?)?;
+    magnitude.div(&adapted.sqr()?.sum(1)?.sqrt()?)
 }
 
 /// LoRA resolved to the places of one encoder, and the task's head.
@@ -54,18 +107,7 @@ impl TaskWeights {
             let spec = spec.ok_or_else(|| EncoderError::UnknownLinear {
                 name: module.name.clone(),
             })?;
-            let rank = module.a.dims().first().copied().unwrap_or(0);
-            check_shape(
-                &format!("{}.lora_A", module.name),
-                &module.a,
-                &[rank.max(1), spec.in_features],
-            )?;
-            check_shape(
-                &format!("{}.lora_B", module.name),
-                &module.b,
-                &[spec.out_features, rank.max(1)],
-            )?;
-            let update = spec.lora_update(module.a, module.b, module.scale);
+            let update = module.update(encoder, spec)?;
             updates.entry(spec.site).or_default().push(update);
         }
         let config = encoder.config();

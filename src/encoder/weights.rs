@@ -44,6 +44,44 @@ impl Weights {
         self.0.iter().filter(move |(name, _)| !family.is_head(name))
     }
 
+    /// These with others, which take the place of those of the same name.
+    pub fn with(&self, others: impl IntoIterator<Item = (String, Tensor)>) -> Self {
+        let mut all = self.clone();
+        all.0.extend(others);
+        all
+    }
+
+    /// Number of numbers that are not shared with `others`.
+    pub fn beside(&self, others: &Self) -> usize {
+        let is_shared = |(name, tensor): &(&String, &Tensor)| {
+            others
+                .find(name)
+                .is_some_and(|other| other.id() == tensor.id())
+        };
+        let own = self.0.iter().filter(|entry| !is_shared(entry));
+        own.map(|(_, tensor)| tensor.elem_count()).sum()
+    }
+
+    /// Puts views of a frozen fused linear in the place of its parts, whose names are in order.
+    pub(super) fn share(&mut self, fused: &Linear, parts: &[String]) {
+        if fused.weight.track_op() {
+            return;
+        }
+        let rows = fused.out_features() / parts.len();
+        for (i, part) in parts.iter().enumerate() {
+            let tensors = [
+                ("weight", Some(&fused.weight)),
+                ("bias", fused.bias.as_ref()),
+            ];
+            for (kind, tensor) in tensors {
+                let view = tensor.and_then(|tensor| tensor.narrow(0, i * rows, rows).ok());
+                if let Some(view) = view {
+                    self.0.insert(format!("{part}.{kind}"), view);
+                }
+            }
+        }
+    }
+
     pub fn contains(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }

@@ -11,7 +11,7 @@ use super::error::{ApiError, Problem, problem_set};
 use super::extract::{Json, Path, Query};
 use crate::adapter::ProblemType;
 use crate::distill::report::Report;
-use crate::serving::LiveTask;
+use crate::serving::{LiveTask, Mode};
 
 /// A task that answers.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -24,6 +24,8 @@ pub struct Task {
     labels: Vec<String>,
     /// Tokens a text is cut to, special tokens included.
     max_length: usize,
+    /// Whether the adapter shares the student's batches or is folded into an encoder of its own.
+    mode: Mode,
 }
 
 impl From<&LiveTask> for Task {
@@ -34,6 +36,7 @@ impl From<&LiveTask> for Task {
             problem_type: task.config.problem_type,
             labels: task.config.labels.clone(),
             max_length: task.max_length,
+            mode: task.mode(),
         }
     }
 }

@@ -380,7 +380,7 @@ async fn tasks_are_listed_with_their_labels() {
     assert_eq!(
         list["tasks"][0],
         json!({"task": "mood", "version": 3, "problem_type": "single_label_classification",
-            "labels": ["no", "yes"], "max_length": 20})
+            "labels": ["no", "yes"], "max_length": 20, "mode": "hot"})
     );
     assert_eq!(list["tasks"][1]["task"], "tone");
     let mut task = fixture::task("mood", 4);

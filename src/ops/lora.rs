@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::activation::Activation;
 use super::linear::Linear;
@@ -21,6 +21,15 @@ pub struct LoraUpdate {
     /// First of the `width` output columns that the update adds to: a linear may be several of
     /// the model's put together (Q, K and V).
     pub column: usize,
+    /// What happens to these columns before that.
+    pub map: Option<ColumnMap>,
+}
+
+/// y ∘ gain + shift, both `[width]`: DoRA's magnitudes, and biases of an adapter's own.
+#[derive(Clone, Debug)]
+pub struct ColumnMap {
+    pub gain: Tensor,
+    pub shift: Tensor,
 }
 
 /// The updates of one adapter for some rows of a packed batch.
@@ -83,6 +92,9 @@ impl LoraUpdate {
     fn add(&self, x: &[f32], rows: usize, y: &mut [f32], out: usize) -> Result<()> {
         let (rank, input) = self.a.dims2()?;
         let (width, _) = self.b.dims2()?;
+        if let Some(map) = &self.map {
+            map.apply(&mut y[self.column..], out, width)?;
+        }
         let mut h = vec![0f32; rows * rank];
         with_values(&self.a, |a| {
             multiply(
@@ -104,6 +116,51 @@ impl LoraUpdate {
             );
             Ok(())
         })
+    }
+}
+
+impl ColumnMap {
+    /// To the first `width` of every `out` values.
+    fn apply(&self, y: &mut [f32], out: usize, width: usize) -> Result<()> {
+        with_values(&self.gain, |gain| {
+            with_values(&self.shift, |shift| {
+                for row in y.chunks_mut(out) {
+                    for ((y, gain), shift) in row[..width].iter_mut().zip(gain).zip(shift) {
+                        *y = *y * gain + shift;
+                    }
+                }
+                Ok(())
+            })
+        })
+    }
+}
+
+/// `y` with the updates for the input `x`, of all rows: `[rows, out]`. Frozen tensors only.
+pub fn add_updates(y: &Tensor, x: &Tensor, updates: &[LoraUpdate]) -> Result<Tensor> {
+    y.apply_op2_no_bwd(x, &AddUpdates(updates))
+}
+
+struct AddUpdates<'a>(&'a [LoraUpdate]);
+
+impl CustomOp2 for AddUpdates<'_> {
+    fn name(&self) -> &'static str {
+        "add-updates"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &CpuStorage,
+        y_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, out) = y_layout.shape().dims2()?;
+        let x = contiguous(x, x_layout)?;
+        let mut sum = contiguous(y, y_layout)?.to_vec();
+        for update in self.0 {
+            update.add(x, rows, &mut sum, out)?;
+        }
+        output(sum, (rows, out))
     }
 }
 
@@ -186,6 +243,7 @@ mod tests {
             b: random(seed + 1, (3, 2)),
             scale: 0.5,
             column,
+            map: None,
         };
         let updates: Arc<[LoraUpdate]> = [update(10, 0), update(20, 6)].into();
         let rows = vec![RowUpdates {
@@ -213,6 +271,54 @@ mod tests {
             };
             for (a, b) in mixed[row].iter().zip(&expected[row]) {
                 assert!((a - b).abs() < 1e-5, "row {row}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_are_mapped_before_the_update_is_added() {
+        let base = Linear {
+            weight: random(1, (9, 6)),
+            bias: Some(random(2, 9)),
+        };
+        let x = random(3, (2, 6));
+        let update = LoraUpdate {
+            a: random(4, (2, 6)),
+            b: random(5, (3, 2)),
+            scale: 0.5,
+            column: 3,
+            map: Some(ColumnMap {
+                gain: random(6, 3),
+                shift: random(7, 3),
+            }),
+        };
+        let plain = linear(&x, &base, Activation::None).unwrap();
+        let columns = plain.narrow(1, 3, 3).unwrap();
+        let map = update.map.clone().unwrap();
+        let mapped = columns.broadcast_mul(&map.gain).unwrap();
+        let mapped = mapped.broadcast_add(&map.shift).unwrap();
+        let h = x.matmul(&update.a.t().unwrap()).unwrap();
+        let low_rank = (h.matmul(&update.b.t().unwrap()).unwrap() * update.scale).unwrap();
+        let ends = [plain.narrow(1, 0, 3), plain.narrow(1, 6, 3)].map(Result::unwrap);
+        let middle = (mapped + low_rank).unwrap();
+        let expected = Tensor::cat(&[&ends[0], &middle, &ends[1]], 1).unwrap();
+        let expected = expected.to_vec2::<f32>().unwrap().concat();
+
+        let alone = add_updates(&plain, &x, std::slice::from_ref(&update)).unwrap();
+        let rows = vec![RowUpdates {
+            rows: 0..2,
+            updates: [update].into(),
+        }];
+        let fused = linear_rows(&x, &base, rows, Activation::None).unwrap();
+        for found in [alone, fused] {
+            for (a, b) in found
+                .to_vec2::<f32>()
+                .unwrap()
+                .concat()
+                .iter()
+                .zip(&expected)
+            {
+                assert!((a - b).abs() < 1e-5, "{a} {b}");
             }
         }
     }

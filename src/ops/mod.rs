@@ -28,7 +28,7 @@ pub use attention::{
 pub use dropout::{Dropout, dropout};
 pub use embed::{EmbedIndices, embed};
 pub use linear::{Linear, linear};
-pub use lora::{LoraUpdate, RowUpdates, linear_rows, lora_add};
+pub use lora::{ColumnMap, LoraUpdate, RowUpdates, add_updates, linear_rows, lora_add};
 pub use norm::{Norm, add_norm, norm};
 pub use unfold::unfold;
 

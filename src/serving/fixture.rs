@@ -32,6 +32,7 @@ pub(crate) fn task(name: &str, version: u64) -> LiveTask {
             base_model: None,
         },
         weights: weights(),
+        merged: None,
         weight_bytes: 0,
         report: None,
         max_length: 20,

@@ -22,8 +22,8 @@ mod tests;
 mod tokenizing;
 mod worker;
 
-pub use model::{Model, ModelError, TaskSegment};
-pub use publisher::{PublishError, Publisher, Student};
+pub use model::{Mode, Model, ModelError, TaskSegment};
+pub use publisher::{MergedTasks, PublishError, Publisher, Student};
 pub use tasks::{LiveTask, TaskTable};
 pub use tokenizing::Tokenize;
 

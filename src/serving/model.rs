@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::LiveTask;
-use crate::encoder::{Encoder, Segment};
+use crate::encoder::{Encoder, EncoderError, Segment};
 use crate::text::PackedBatch;
 
 /// Sequences of a batch that belong to one version of one task.
@@ -35,14 +35,67 @@ impl Model for Encoder {
         batch: &PackedBatch,
         segments: &[TaskSegment<'_>],
     ) -> Result<Vec<Vec<f32>>, ModelError> {
-        let segments: Vec<Segment<'_>> = segments
-            .iter()
-            .map(|segment| Segment {
-                sequences: segment.sequences.clone(),
-                weights: &segment.task.weights,
-            })
-            .collect();
-        self.logits(batch, &segments)
-            .map_err(|error| ModelError(error.into()))
+        forward(self, batch, segments).map_err(|error| ModelError(error.into()))
     }
+}
+
+/// The hot tasks of the batch in one pass of the shared encoder, each merged one in a pass of its
+/// own.
+fn forward(
+    shared: &Encoder,
+    batch: &PackedBatch,
+    segments: &[TaskSegment<'_>],
+) -> Result<Vec<Vec<f32>>, EncoderError> {
+    let (hot, merged): (Vec<_>, Vec<_>) = segments
+        .iter()
+        .partition(|segment| segment.task.merged.is_none());
+    if merged.is_empty() {
+        return pass(shared, batch, &hot);
+    }
+    let mut rows = vec![Vec::new(); batch.sequences()];
+    let mut fill = |encoder: &Encoder, segments: &[&TaskSegment<'_>]| {
+        let ranges = || segments.iter().map(|segment| segment.sequences.clone());
+        let found = pass(encoder, &batch.select(ranges()), segments)?;
+        for (i, row) in ranges().flatten().zip(found) {
+            rows[i] = row;
+        }
+        Ok::<_, EncoderError>(())
+    };
+    fill(shared, &hot)?;
+    for segment in merged {
+        let own = segment.task.merged.as_deref().unwrap_or(shared);
+        fill(own, &[segment])?;
+    }
+    Ok(rows)
+}
+
+/// The segments' sequences, which are all of the batch, in one pass.
+fn pass(
+    encoder: &Encoder,
+    batch: &PackedBatch,
+    segments: &[&TaskSegment<'_>],
+) -> Result<Vec<Vec<f32>>, EncoderError> {
+    let mut start = 0;
+    let segments: Vec<Segment<'_>> = segments
+        .iter()
+        .map(|segment| {
+            let sequences = start..start + segment.sequences.len();
+            start = sequences.end;
+            Segment {
+                sequences,
+                weights: &segment.task.weights,
+            }
+        })
+        .collect();
+    encoder.logits(batch, &segments)
+}
+
+/// How a task's adapter meets the student.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Low-rank terms beside the shared encoder, in batches with other tasks.
+    Hot,
+    /// Folded into an encoder of its own.
+    Merged,
 }

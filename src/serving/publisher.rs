@@ -1,5 +1,6 @@
 //! The live task table follows the store: a version is loaded and tried before it answers.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +9,8 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::task::{JoinError, spawn_blocking};
 
-use super::{LiveTask, Model, ModelError, TaskSegment, TaskTable};
-use crate::adapter::{AdapterError, AdapterFolder};
+use super::{LiveTask, Mode, Model, ModelError, TaskSegment, TaskTable};
+use crate::adapter::{AdapterError, AdapterFolder, Classifier};
 use crate::encoder::Encoder;
 use crate::store::{Store, StoreError, Version};
 use crate::telemetry::{MeasuredLatency, Metrics};
@@ -45,8 +46,29 @@ pub struct Publisher {
     tasks: Arc<TaskTable>,
     metrics: Arc<Metrics>,
     adapter_memory: Option<u64>,
+    merged: Arc<MergedTasks>,
     /// One change at a time: an older version must not overtake a newer one.
     change: Arc<Mutex<()>>,
+}
+
+/// The tasks that are served merged though they could be hot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MergedTasks {
+    #[default]
+    None,
+    Some(BTreeSet<String>),
+    All,
+}
+
+impl MergedTasks {
+    fn mode(&self, task: &str) -> Mode {
+        let merged = match self {
+            Self::None => false,
+            Self::Some(tasks) => tasks.contains(task),
+            Self::All => true,
+        };
+        if merged { Mode::Merged } else { Mode::Hot }
+    }
 }
 
 /// The encoder that serves, with its tokenizer.
@@ -64,6 +86,7 @@ impl Publisher {
         tasks: Arc<TaskTable>,
         metrics: Arc<Metrics>,
         adapter_memory: Option<u64>,
+        merged: MergedTasks,
     ) -> Self {
         Self {
             student,
@@ -71,6 +94,7 @@ impl Publisher {
             tasks,
             metrics,
             adapter_memory,
+            merged: Arc::new(merged),
             change: Arc::default(),
         }
     }
@@ -108,7 +132,8 @@ impl Publisher {
 
     async fn load_version(&self, version: &Version) -> Result<Loaded, PublishError> {
         let (student, folder) = (self.student.clone(), version.path.clone());
-        let loaded = spawn_blocking(move || student.load(&folder)).await??;
+        let mode = self.merged.mode(&version.task);
+        let loaded = spawn_blocking(move || student.load(&folder, mode)).await??;
         let others: u64 = self
             .tasks
             .all()
@@ -149,17 +174,29 @@ impl Publisher {
 type Loaded = LiveTask;
 
 impl Student {
-    /// Reads the adapter of `folder`, binds it to the encoder, and lets it answer a text.
-    fn load(&self, folder: &Path) -> Result<Loaded, PublishError> {
+    /// Reads the adapter of `folder`, puts it on the encoder, and lets it answer a text. An adapter
+    /// that can't be hot is merged.
+    fn load(&self, folder: &Path, mode: Mode) -> Result<Loaded, PublishError> {
         let adapter = AdapterFolder::read(folder)?;
-        let weights = adapter.bind(&self.encoder)?;
+        let Classifier {
+            encoder, weights, ..
+        } = match mode {
+            Mode::Hot => Classifier::from_adapter(Arc::clone(&self.encoder), &adapter)?,
+            Mode::Merged => Classifier::merged(&self.encoder, &adapter)?,
+        };
+        let merged = (!Arc::ptr_eq(&encoder, &self.encoder)).then_some(encoder);
+        let elements = match &merged {
+            None => adapter.parameters(),
+            Some(own) => own.weights().beside(self.encoder.weights()),
+        };
         let most = self.encoder.config().max_sequence_length();
         let task = LiveTask {
             name: String::new(),
             version: 0,
             weights,
+            merged,
             // f32.
-            weight_bytes: 4 * adapter.parameters() as u64,
+            weight_bytes: 4 * elements as u64,
             report: None,
             max_length: adapter.task.max_length.min(most),
             config: adapter.task,

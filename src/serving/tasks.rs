@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::Mode;
 use crate::adapter::TaskConfig;
-use crate::encoder::TaskWeights;
+use crate::encoder::{Encoder, TaskWeights};
 
 /// A version that answers requests. Whoever holds it can finish with it, even after another
 /// version has gone live.
@@ -14,14 +15,25 @@ pub struct LiveTask {
     pub name: String,
     pub version: u64,
     pub config: TaskConfig,
-    /// The adapter, bound to the student.
+    /// The adapter, bound to the student; of a merged task the head alone.
     pub weights: TaskWeights,
-    /// Bytes of the adapter and head in memory.
+    /// The encoder with the adapter folded in, for a merged task.
+    pub merged: Option<Arc<Encoder>>,
+    /// Bytes of memory that the task takes beside the student.
     pub weight_bytes: u64,
     /// The version's `report.json`.
     pub report: Option<serde_json::Value>,
     /// Tokens a sequence is cut to: the task's limit, or the encoder's if that is less.
     pub max_length: usize,
+}
+
+impl LiveTask {
+    pub fn mode(&self) -> Mode {
+        match self.merged {
+            None => Mode::Hot,
+            Some(_) => Mode::Merged,
+        }
+    }
 }
 
 type Tasks = BTreeMap<String, Arc<LiveTask>>;

@@ -38,6 +38,18 @@ impl PackedBatch {
         batch
     }
 
+    /// The sequences of some ranges, one range behind the other.
+    pub fn select(&self, ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
+        let mut batch = Self::new([]);
+        for i in ranges.into_iter().flatten() {
+            let span = self.span(i);
+            batch.ids.extend_from_slice(&self.ids[span.clone()]);
+            batch.type_ids.extend_from_slice(&self.type_ids[span]);
+            batch.offsets.push(batch.ids.len());
+        }
+        batch
+    }
+
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }

@@ -153,7 +153,7 @@ impl Install {
     }
 
     pub fn start(&self) -> Server {
-        Server::start(self.command())
+        Server::start(&mut self.command())
     }
 }
 
@@ -188,7 +188,7 @@ pub struct Server {
 
 impl Server {
     /// Starts the process and waits until it says that it is ready.
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().expect("the program starts");
         let output = child.stdout.take().expect("a pipe");
         let mut line = String::new();

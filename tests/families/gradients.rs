@@ -41,6 +41,8 @@ fn of_lora_and_head(case: &Case, step: &Step) {
             a: tensor(name),
             b: tensor(&format!("{module}.lora_B.weight")),
             scale: adapter.config.scale(module),
+            magnitude: None,
+            bias: None,
         })
     });
     let head = variables.keys().filter(|name| !name.contains(".lora_"));

@@ -40,12 +40,12 @@ macro_rules! family {
 
             #[test]
             fn peft_out() {
-                crate::folders::a_trained_adapter_answers_the_same_after_a_round($model_type);
+                crate::folders::an_adapter_answers_the_same_after_a_round($model_type);
             }
 
             #[test]
             fn merge() {
-                crate::folders::a_classifier_answers_the_same_after_a_round($model_type);
+                crate::folders::a_merged_adapter_is_a_classifier_of_its_own($model_type);
             }
 
             #[tokio::test]

@@ -29,7 +29,7 @@ import numpy
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -301,7 +301,75 @@ ADAPTERS = {
         "distilbert-classes",
         dict(r=2, lora_alpha=4, target_modules=["k_lin", "lin2"]),
     ),
+    "bert-pairs-dora": (
+        "bert-pairs",
+        dict(
+            r=3,
+            lora_alpha=4,
+            target_modules=["query", "value", "output.dense"],
+            use_dora=True,
+            use_rslora=True,
+        ),
+    ),
+    # Positions go through the adapted projections too, and the base's pooler is adapted.
+    "deberta-classes-dora": (
+        "deberta-classes",
+        dict(r=2, lora_alpha=3, target_modules="all-linear", use_dora=True, bias="lora_only"),
+    ),
+    "mpnet-classes-dora": (
+        "mpnet-classes",
+        dict(r=2, lora_alpha=4, target_modules=["k", "o"], use_dora=True, bias="all"),
+    ),
+    "roberta-classes-bias": (
+        "roberta-classes",
+        dict(r=2, lora_alpha=4, target_modules=["value"], bias="all"),
+    ),
+    "bert-labels-bias": (
+        "bert-labels",
+        dict(r=2, lora_alpha=4, target_modules=["key", "intermediate.dense"], bias="lora_only"),
+    ),
+    "bert-labels-layers": (
+        "bert-labels",
+        dict(
+            r=2,
+            lora_alpha=4,
+            target_modules=["query", "value"],
+            layers_to_transform=[0, 2],
+            layers_pattern="layer",
+        ),
+    ),
+    "distilbert-classes-regex": (
+        "distilbert-classes",
+        dict(
+            r=2,
+            lora_alpha=4,
+            target_modules=r"(?!.*layer\.0).*\.(q_lin|lin1)",
+            rank_pattern={r"layer\.\d+\.ffn\..*": 3},
+        ),
+    ),
+    # A module of the encoder trained whole.
+    "bert-pairs-saved": (
+        "bert-pairs",
+        dict(
+            r=2,
+            lora_alpha=4,
+            target_modules=["value"],
+            exclude_modules=["layer.1.attention.self.value"],
+            modules_to_save=["classifier", "pooler", "embeddings.LayerNorm"],
+        ),
+    ),
+    "bert-pairs-half": (
+        "bert-pairs",
+        dict(r=2, lora_alpha=4, target_modules=["query", "dense"]),
+    ),
+    # As old versions of PEFT wrote it: see `make_old`.
+    "bert-pairs-old": (
+        "bert-pairs",
+        dict(r=2, lora_alpha=4, target_modules=["key"]),
+    ),
 }
+HALF_ADAPTERS = {"bert-pairs-half"}
+OLD_ADAPTERS = {"bert-pairs-old"}
 
 # The gradients of one step: of a model or an adapter, and the loss.
 STEPS = {
@@ -369,6 +437,8 @@ def make_adapter(name, model_name, options, seed):
                 noise *= 0.75 / (layer.scaling["default"] * parameter.shape[1] ** 0.5)
             elif ".lora_A." in parameter_name:
                 noise /= parameter.shape[1] ** 0.5
+            elif "magnitude" in parameter_name:
+                noise = parameter.data * (1 + 0.2 * noise)
             elif parameter.dim() == 2:
                 noise *= 3 / parameter.shape[1] ** 0.5
             else:
@@ -377,8 +447,11 @@ def make_adapter(name, model_name, options, seed):
     wrapped.eval()
     wrapped.peft_config["default"].base_model_name_or_path = model_name
     # The order of a Python set changes from run to run.
-    targets = wrapped.peft_config["default"].target_modules
-    wrapped.peft_config["default"].target_modules = sorted(targets)
+    saved = wrapped.peft_config["default"]
+    if not isinstance(saved.target_modules, str):
+        saved.target_modules = sorted(saved.target_modules)
+    if name in HALF_ADAPTERS:
+        wrapped = wrapped.half()
     folder = HERE / "adapters" / name
     wrapped.save_pretrained(folder)
     (folder / "README.md").unlink()
@@ -389,7 +462,20 @@ def make_adapter(name, model_name, options, seed):
         "problem_type": model.config.problem_type,
     }
     (folder / "config.json").write_text(json.dumps(task, indent=2) + "\n")
-    return wrapped
+
+
+def make_old(folder):
+    """The adapter's name in the names of tensors, and a head that the configuration leaves out."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["modules_to_save"] = None
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    path = folder / "adapter_model.safetensors"
+    tensors = {
+        name.replace(".weight", ".default.weight") if ".lora_" in name else name: tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, {"format": "pt"})
 
 
 def load_model(name):
@@ -561,6 +647,8 @@ def main():
         cases.append(logits_case(name, adapter, config, seed, adapter=name))
         if name in STEPS:
             step(name, adapter, config, STEPS[name], seed)
+        if name in OLD_ADAPTERS:
+            make_old(HERE / "adapters" / name)
     write_json(HERE / "cases.json", cases)
     texts.make_tokenizers(HERE / "tokenizers")
     tokens = {

@@ -205,6 +205,8 @@ fn adapted(
             b: take(format!("{name}.lora_B.weight"))?,
             scale: config.scale(&family.full_name(name)),
             name: name.clone(),
+            magnitude: None,
+            bias: None,
         });
     }
     Ok((modules, tensors))
