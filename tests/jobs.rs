@@ -131,3 +131,40 @@ async fn a_job_is_cancelled_and_the_server_answers_on() {
     let body = json!({"inputs": "a"});
     assert_eq!(server.post("/v1/classify/pairs", &body).await.0, 200);
 }
+
+#[tokio::test]
+async fn a_pass_and_the_task_that_it_makes_cut_alike() {
+    let install = Install::new();
+    let server = install.start();
+    let long = "a b c ".repeat(20);
+    let pairs = |mut rows: Vec<Value>| -> Vec<Value> {
+        for row in &mut rows {
+            row["text_pair"] = json!(long);
+        }
+        rows
+    };
+    let mut wanted = spec(pairs(letters_or_digits(60)), 1);
+    wanted["training"]["truncation"] = json!("only_second");
+    wanted["gate"] = json!({"keep": 0.0});
+    let path = queue(&server, &wanted).await;
+    let made = job(&server, &path, is_over).await;
+    assert_eq!(made["state"], "succeeded", "{made}");
+    let promote = json!({"version": 1});
+    let (status, body) = server.post("/admin/tasks/kind/promote", &promote).await;
+    assert_eq!(status, 200, "{body}");
+    let question = json!({"inputs": {"text": "a b", "text_pair": long}});
+    let (status, body) = server.post("/v1/classify/kind", &question).await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(body["usage"]["tokens"], 16);
+    let question = json!({"inputs": {"text": long, "text_pair": "a b"}});
+    let (status, body) = server.post("/v1/classify/kind", &question).await;
+    assert_eq!(status, 422, "{body}");
+
+    wanted["data"]["train"]["rows"][7]["text"] = json!(format!("odd {long}"));
+    let path = queue(&server, &wanted).await;
+    let failed = job(&server, &path, is_over).await;
+    assert_eq!(failed["state"], "failed", "{failed}");
+    let error = failed["error"].as_str().expect("a reason");
+    assert!(error.contains("begins \"odd a b"), "{error}");
+    assert!(error.contains("only the second text"), "{error}");
+}

@@ -60,7 +60,11 @@ fn assert_scores_as_reported(task: &str, least: f64) {
         .iter()
         .map(|row| {
             tokenizer
-                .encode(&row.input, classifier.max_length(), true)
+                .encode(
+                    &row.input,
+                    classifier.max_length(),
+                    Some(classifier.task.truncation),
+                )
                 .unwrap()
         })
         .collect();

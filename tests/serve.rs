@@ -34,7 +34,7 @@ fn expected(install: &Install, task: &str, text: &str) -> HashMap<String, f64> {
         text_pair: None,
     };
     let most = encoder.config().max_sequence_length();
-    let sequence = tokenizer.encode(&input, most, true).expect("tokens");
+    let sequence = tokenizer.encode(&input, most, None).expect("tokens");
     let segment = Segment {
         sequences: 0..1,
         weights: &weights,

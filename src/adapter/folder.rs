@@ -267,6 +267,7 @@ pub(super) mod tests {
                 labels: vec!["no".into(), "yes".into()],
                 problem_type: ProblemType::SingleLabelClassification,
                 max_length: 64,
+                truncation: crate::text::Truncation::LongestFirst,
                 base_model: Some("tiny".into()),
             },
             tensors: BTreeMap::from(tensors),

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::files::{read_json, write_json};
 use super::{AdapterError, ProblemType};
+use crate::text::Truncation;
 
 /// Length of sequences where a folder does not say.
 pub const DEFAULT_MAX_LENGTH: usize = 512;
@@ -24,6 +25,8 @@ pub struct TaskConfig {
     /// Tokens a sequence is cut to. Hugging Face has no such field (its `max_length` is about
     /// generation), so it stands under `kdlora`.
     pub max_length: usize,
+    /// How it is cut; beside `max_length` under `kdlora`.
+    pub truncation: Truncation,
     /// Name of the encoder that the weights belong to (`_name_or_path`).
     pub base_model: Option<String>,
 }
@@ -41,8 +44,19 @@ struct Raw {
 }
 
 #[derive(Deserialize)]
+#[serde(default)]
 struct Own {
     max_length: usize,
+    truncation: Truncation,
+}
+
+impl Default for Own {
+    fn default() -> Self {
+        Self {
+            max_length: DEFAULT_MAX_LENGTH,
+            truncation: Truncation::LongestFirst,
+        }
+    }
 }
 
 impl TaskConfig {
@@ -63,10 +77,12 @@ impl TaskConfig {
             1 => ProblemType::Regression,
             _ => ProblemType::SingleLabelClassification,
         });
+        let own = raw.kdlora.unwrap_or_default();
         let config = Self {
             labels,
             problem_type,
-            max_length: raw.kdlora.map_or(DEFAULT_MAX_LENGTH, |own| own.max_length),
+            max_length: own.max_length,
+            truncation: own.truncation,
             base_model: raw.name_or_path.filter(|name| !name.is_empty()),
         };
         config
@@ -105,7 +121,7 @@ impl TaskConfig {
         }
         fields.insert(
             "kdlora".to_owned(),
-            json!({ "max_length": self.max_length }),
+            json!({ "max_length": self.max_length, "truncation": self.truncation }),
         );
     }
 
@@ -195,6 +211,7 @@ mod tests {
             labels: ["no", "maybe, \"yes\"", "ja 😀"].map(String::from).to_vec(),
             problem_type: ProblemType::MultiLabelClassification,
             max_length: 77,
+            truncation: Truncation::OnlySecond,
             base_model: Some("minilm-l6".to_owned()),
         };
         config.write(dir.path(), "bert").unwrap();
@@ -220,6 +237,9 @@ mod tests {
         let config = read(r#"{"id2label":{"0":"LABEL_0"},"max_length":20}"#).unwrap();
         assert_eq!(config.problem_type, ProblemType::Regression);
         assert_eq!(config.max_length, DEFAULT_MAX_LENGTH);
+        assert_eq!(config.truncation, Truncation::LongestFirst);
+        let config = read(r#"{"kdlora":{"max_length":20}}"#).unwrap();
+        assert_eq!(config.truncation, Truncation::LongestFirst);
     }
 
     #[test]

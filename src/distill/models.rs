@@ -12,7 +12,7 @@ use super::spec::TeacherSpec;
 use crate::adapter::{AdapterFolder, Classifier, TaskConfig};
 use crate::encoder::{Encoder, TaskWeights};
 use crate::hub;
-use crate::text::{Sequence, Tokenizer};
+use crate::text::{Sequence, Tokenizer, Truncation};
 
 /// Weights of an encoder, in its folder.
 const ENCODER_WEIGHTS: &str = "model.safetensors";
@@ -64,9 +64,17 @@ impl Base {
         &self,
         rows: impl Iterator<Item = &'a Row>,
         max_length: usize,
+        truncation: Truncation,
     ) -> Result<Vec<Sequence>, PassError> {
-        rows.map(|row| Ok(self.tokenizer.encode(&row.input, max_length, true)?))
-            .collect()
+        rows.map(|row| {
+            self.tokenizer
+                .encode(&row.input, max_length, Some(truncation))
+                .map_err(|error| PassError::Row {
+                    beginning: row.input.text.chars().take(60).collect(),
+                    error,
+                })
+        })
+        .collect()
     }
 
     /// The size of this encoder with `weights` on top, which stand in the folder `adapter`.

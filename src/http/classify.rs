@@ -179,6 +179,13 @@ fn serving_error(error: ServingError, timeout: Duration) -> ApiError {
             "inputs[{index}] has {tokens} tokens or more, but the task takes {max_length}; shorten it, or \
              leave \"truncate\" true"
         )),
+        ServingError::Tokenize {
+            index,
+            error: TokenizerError::FirstTooLong { tokens, max_length },
+        } => Problem::SequenceTooLong.with(format!(
+            "inputs[{index}]: the text has {tokens} tokens or more, too many for the task's limit of \
+             {max_length}, and only the text_pair may be cut; shorten the text"
+        )),
         ServingError::Tokenize { error, .. } => ApiError::internal(error),
         ServingError::Deadline => Problem::DeadlineExceeded.with(format!(
             "there was no answer within {} ms",

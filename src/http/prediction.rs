@@ -91,6 +91,7 @@ mod tests {
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),
             problem_type,
             max_length: 128,
+            truncation: crate::text::Truncation::LongestFirst,
             base_model: None,
         }
     }

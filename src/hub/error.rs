@@ -104,7 +104,7 @@ fn list(attempts: &[(&'static str, HubError)]) -> String {
 fn hint(file: &str) -> &'static str {
     match file {
         super::TOKENIZER => {
-            ". A vocabulary alone is not enough; make the file with Python: `AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)`"
+            ". A vocabulary alone (vocab.txt, spm.model) is not enough; make the file with Python (`pip install transformers sentencepiece protobuf`): `AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)`"
         }
         super::WEIGHTS => {
             ". Other weight formats are not read; convert with Python: `AutoModel.from_pretrained(NAME).save_pretrained(FOLDER)`"

@@ -319,12 +319,13 @@ async fn a_damaged_folder_is_pulled_again_and_remains_are_cleared() {
 #[test]
 fn a_folder_without_tokenizer_json_is_refused_with_a_way_out() {
     let folder = tempfile::tempdir().unwrap();
-    for name in [CONFIG, WEIGHTS, "vocab.txt"] {
+    for name in [CONFIG, WEIGHTS, "spm.model"] {
         fs::write(folder.path().join(name), "").unwrap();
     }
     let path = folder.path().to_str().unwrap();
     let message = resolve(path, folder.path()).unwrap_err().to_string();
     assert!(message.contains("tokenizer.json is missing"), "{message}");
+    assert!(message.contains("spm.model"), "{message}");
     assert!(message.contains("save_pretrained"), "{message}");
     fs::write(folder.path().join(TOKENIZER), "{}").unwrap();
     assert_eq!(resolve(path, folder.path()).unwrap(), folder.path());

@@ -11,7 +11,7 @@ use super::{LiveTask, Model, ModelError, Options, Serving, TaskSegment, Tokenize
 use crate::adapter::{ProblemType, TaskConfig};
 use crate::encoder::{Encoder, EncoderConfig, Family, RelativeAttention, TaskWeights, Weights};
 use crate::telemetry::Metrics;
-use crate::text::{Input, PackedBatch, Sequence, TokenizerError};
+use crate::text::{Input, PackedBatch, Sequence, TokenizerError, Truncation};
 
 pub(crate) const OPTIONS: Options = Options {
     workers: 1,
@@ -29,6 +29,7 @@ pub(crate) fn task(name: &str, version: u64) -> LiveTask {
             labels: vec!["no".to_owned(), "yes".to_owned()],
             problem_type: ProblemType::SingleLabelClassification,
             max_length: 20,
+            truncation: Truncation::LongestFirst,
             base_model: None,
         },
         weights: weights(),
@@ -87,7 +88,7 @@ impl Tokenize for Words {
         &self,
         input: &Input,
         max_length: usize,
-        truncate: bool,
+        truncation: Option<Truncation>,
     ) -> Result<Sequence, TokenizerError> {
         let words = input.text.split_whitespace();
         let pair = input
@@ -99,7 +100,7 @@ impl Tokenize for Words {
             .map(|word| word.parse().unwrap_or(7))
             .collect();
         let tokens = ids.len();
-        if tokens > max_length && !truncate {
+        if tokens > max_length && truncation.is_none() {
             return Err(TokenizerError::TooLong { tokens, max_length });
         }
         ids.truncate(max_length);

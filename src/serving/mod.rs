@@ -162,9 +162,10 @@ impl Serving {
             ..
         } = request;
         let arrived = Instant::now();
+        let truncation = truncate.then_some(task.config.truncation);
         let sequences = self
             .tokenizers
-            .encode(inputs, task.max_length, truncate)
+            .encode(inputs, task.max_length, truncation)
             .await?;
         let tokenize = arrived.elapsed();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();

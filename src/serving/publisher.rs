@@ -14,7 +14,7 @@ use crate::adapter::{AdapterError, AdapterFolder, Classifier};
 use crate::encoder::Encoder;
 use crate::store::{Store, StoreError, Version};
 use crate::telemetry::{MeasuredLatency, Metrics};
-use crate::text::{Input, PackedBatch, Tokenizer, TokenizerError};
+use crate::text::{Input, PackedBatch, Tokenizer, TokenizerError, Truncation};
 
 /// Why a version does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +210,9 @@ impl Student {
             text: "A first text.".to_owned(),
             text_pair: None,
         };
-        let sequence = self.tokenizer.encode(&input, task.max_length, true)?;
+        let sequence =
+            self.tokenizer
+                .encode(&input, task.max_length, Some(Truncation::LongestFirst))?;
         let batch = PackedBatch::new([&sequence]);
         let segment = TaskSegment {
             sequences: 0..1,

@@ -10,17 +10,17 @@ use std::thread;
 use tokio::sync::oneshot;
 
 use super::ServingError;
-use crate::text::{Input, Sequence, Tokenizer, TokenizerError};
+use crate::text::{Input, Sequence, Tokenizer, TokenizerError, Truncation};
 
 /// Turns inputs into sequences; called by several threads at once.
 pub trait Tokenize: Send + Sync + 'static {
-    /// At most `max_length` tokens, special tokens included; a longer input is cut if `truncate`
-    /// is true and an error otherwise.
+    /// At most `max_length` tokens, special tokens included; a longer input is cut by `truncation`
+    /// and an error without.
     fn encode(
         &self,
         input: &Input,
         max_length: usize,
-        truncate: bool,
+        truncation: Option<Truncation>,
     ) -> Result<Sequence, TokenizerError>;
 }
 
@@ -29,9 +29,9 @@ impl Tokenize for Tokenizer {
         &self,
         input: &Input,
         max_length: usize,
-        truncate: bool,
+        truncation: Option<Truncation>,
     ) -> Result<Sequence, TokenizerError> {
-        self.encode(input, max_length, truncate)
+        self.encode(input, max_length, truncation)
     }
 }
 
@@ -39,7 +39,7 @@ impl Tokenize for Tokenizer {
 struct Job {
     inputs: Vec<Input>,
     max_length: usize,
-    truncate: bool,
+    truncation: Option<Truncation>,
     reply: oneshot::Sender<Result<Vec<Sequence>, ServingError>>,
 }
 
@@ -67,13 +67,13 @@ impl TokenizerPool {
         &self,
         inputs: Vec<Input>,
         max_length: usize,
-        truncate: bool,
+        truncation: Option<Truncation>,
     ) -> Result<Vec<Sequence>, ServingError> {
         let (reply, sequences) = oneshot::channel();
         let job = Job {
             inputs,
             max_length,
-            truncate,
+            truncation,
             reply,
         };
         self.jobs.send(job).map_err(|_| ServingError::Failed)?;
@@ -105,7 +105,7 @@ fn encode_all(tokenizer: &dyn Tokenize, job: &Job) -> Result<Vec<Sequence>, Serv
         .enumerate()
         .map(|(index, input)| {
             tokenizer
-                .encode(input, job.max_length, job.truncate)
+                .encode(input, job.max_length, job.truncation)
                 .map_err(|error| ServingError::Tokenize { index, error })
         })
         .collect()

@@ -1,10 +1,13 @@
 //! Inputs, sequences and packed batches.
 
+mod lookahead;
 mod packed;
 mod tokenizer;
+mod truncation;
 
 pub use packed::{PackedBatch, Sequence};
 pub use tokenizer::{Tokenizer, TokenizerError};
+pub use truncation::Truncation;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -12,7 +12,7 @@ What is written beside this script:
 
     models/NAME/        a classifier in the Hugging Face layout
     adapters/NAME/      a PEFT LoRA folder, with the config.json of its task
-    tokenizers/NAME/    a tokenizer in the layout of sentence-transformers
+    tokenizers/NAME/    a tokenizer (see texts.py)
     cases.json          models, adapters, token ids, and the logits of each sequence alone
     training/NAME.safetensors   losses and gradients of one step (see `step`)
     tokens.json         texts, and their ids by AutoTokenizer
@@ -601,27 +601,37 @@ def step(name, model, config, losses, seed):
 
 
 def tokens_case(name):
+    """What AutoTokenizer gives. `ids` is missing where it refuses: only the second text may be cut,
+    and that is not enough."""
     tokenizer = AutoTokenizer.from_pretrained(HERE / "tokenizers" / name)
     encodings = []
-    for max_length in [4, 8, 13, 128]:
-        for i, (text, pair) in enumerate(texts.inputs()):
-            # As a batch of one: outside a batch an empty second text counts as none.
-            found = tokenizer(
-                [text],
-                [pair] if pair is not None else None,
-                truncation="longest_first",
-                max_length=max_length,
-                padding=False,
-                return_token_type_ids=True,
-            )
-            encodings.append(
-                {
-                    "input": i,
-                    "max_length": max_length,
-                    "ids": found["input_ids"][0],
-                    "type_ids": found["token_type_ids"][0],
-                }
-            )
+    for i, given in enumerate(texts.inputs()):
+        text, pair = given["text"] * given.get("repeat", 1), given["text_pair"]
+        cuts = [("longest_first", length) for length in [4, 8, 13, 128]]
+        if "repeat" in given:
+            cuts = [("longest_first", 7), ("longest_first", 128)]
+        if pair is not None:
+            cuts += [("only_second", 8), ("only_second", 13)]
+        for truncation, max_length in cuts:
+            case = {"input": i, "max_length": max_length}
+            if truncation != "longest_first":
+                case["truncation"] = truncation
+            try:
+                # As a batch of one: outside a batch an empty second text counts as none.
+                found = tokenizer(
+                    [text],
+                    [pair] if pair is not None else None,
+                    truncation=truncation,
+                    max_length=max_length,
+                    padding=False,
+                    return_token_type_ids=True,
+                )
+                case["ids"] = found["input_ids"][0]
+                case["type_ids"] = found["token_type_ids"][0]
+            except Exception as error:
+                if "Truncation error" not in str(error):
+                    raise
+            encodings.append(case)
     return encodings
 
 
@@ -652,8 +662,11 @@ def main():
     write_json(HERE / "cases.json", cases)
     texts.make_tokenizers(HERE / "tokenizers")
     tokens = {
-        "inputs": [{"text": text, "text_pair": pair} for text, pair in texts.inputs()],
-        "encodings": {name: tokens_case(name) for name in ["bert", "mpnet"]},
+        "inputs": texts.inputs(),
+        "encodings": {
+            name: tokens_case(name)
+            for name in ["bert", "mpnet", "roberta", "deberta", "deberta-4"]
+        },
     }
     write_json(HERE / "tokens.json", tokens)
 

@@ -1,7 +1,20 @@
-"""Texts that tokenizers trip over, and two small tokenizers in the layout of sentence-transformers
-(padding and truncation are set inside tokenizer.json, as in the published folders)."""
+"""Texts that tokenizers trip over, and small tokenizers of every kind that encoders come with:
 
+bert, mpnet     WordPiece in the layout of sentence-transformers (padding and truncation are set
+                inside tokenizer.json, as in the published folders)
+roberta         byte-level BPE, as transformers saves RobertaTokenizer
+deberta         Unigram, as transformers 5 saves DebertaV2Tokenizer
+deberta-4       Unigram, as transformers 4 saved DebertaV2TokenizerFast: with the character map of
+                SentencePiece. transformers 5 would put its own normalizer in the place of the
+                file's where it knows the class, so this folder does not name it.
+"""
+
+import base64
 import json
+
+from tokenizers import AddedToken, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models
+from transformers import DebertaV2Tokenizer, RobertaTokenizer
 
 TEXTS = [
     "",
@@ -30,6 +43,27 @@ TEXTS = [
     "\u200b" * 300 + "the film",
     " " * 3000 + "the film" + " " * 3000,
     "!" * 300,
+    "they're  I'LL we'd '' 's ' s\u2019s can'\tt  12ab34 \n\n  x\u00a0\u00a0y",
+    "two  spaces   three \u3000 wide \u2581 under\u2581\u2581line \u200b\u200b zero",
+    "\uff26\uff29\uff2c\uff2d \ufb01lm \u2460 \u00bd \u2126 \u212b e\u0323\u0301 \u0065\u0301\u0323",
+    "\U0001f1e9\U0001f1ea\U0001f1eb film\u0903\u0901 \u1100\u1161\u11a8 \u0600123",
+    "  film  ",
+]
+
+# (unit, how often): 100,000 characters each, or nearly.
+LONG = [
+    ("the film is good, ", 5555),
+    ("a", 100_000),
+    ("ab1 ", 25_000),
+    ("\u7535\u5f71", 50_000),
+    ("\u0645\u0631 ", 33_333),
+    ("\U0001f600", 100_000),
+    ("e\u0301", 50_000),
+    ("\u200b", 100_000),
+    (" ", 100_000),
+    ("!?", 50_000),
+    ("\x00", 100_000),
+    ("film[SEP] <mask>", 6_250),
 ]
 
 PAIRS = [
@@ -58,8 +92,22 @@ PIECES = (
 ).split()
 
 
+# Pairs of which only the second may be cut, beside PAIRS.
+ONLY_SECOND = [
+    ("the film is good and funny", "a"),
+    ("the film is good and", "a movie is bad"),
+    ("the film is good", ""),
+]
+
+
 def inputs():
-    return [(text, None) for text in TEXTS] + PAIRS
+    """Dictionaries with `text`, `text_pair` and, if the text is to be repeated, `repeat`."""
+    made = [{"text": text, "text_pair": None} for text in TEXTS]
+    made += [{"text": text, "text_pair": pair} for text, pair in PAIRS + ONLY_SECOND]
+    for unit, repeat in LONG:
+        made.append({"text": unit, "text_pair": None, "repeat": repeat})
+        made.append({"text": unit, "text_pair": "a movie", "repeat": repeat})
+    return made
 
 
 def vocabulary():
@@ -193,3 +241,92 @@ def make_tokenizers(folder):
         (target / "tokenizer.json").write_text(json.dumps(made) + "\n")
         (target / "tokenizer_config.json").write_text(json.dumps(config) + "\n")
         (target / "vocab.txt").write_text("\n".join(made["model"]["vocab"]) + "\n")
+    make_roberta(folder / "roberta")
+    make_deberta(folder / "deberta")
+    make_deberta_4(folder / "deberta-4")
+
+
+def make_roberta(target):
+    """Merges learnt from the texts; all bytes are tokens."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        min_frequency=2,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    words = [text[:200] for text in TEXTS] + [" ".join(WORDS), "film's don't they're we'll I've 2024"] * 6
+    trained.train_from_iterator(words, trainer)
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = RobertaTokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        mask_token=AddedToken("<mask>", lstrip=True, normalized=False, special=True),
+        model_max_length=512,
+    )
+    tokenizer.save_pretrained(target)
+
+
+def unigram_vocabulary():
+    """Pieces with scores that prefer long and early ones; no two are the same."""
+    pieces = [f"\u2581{word}" for word in WORDS] + WORDS + PIECES + ["\u2581"]
+    characters = {c for text in TEXTS[3:12] for c in text if not c.isspace() and ord(c) > 32}
+    pieces = list(dict.fromkeys(pieces + sorted(characters)))
+    scored = [(piece, -8 - i / 64 - 2 / len(piece)) for i, piece in enumerate(pieces)]
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    return [(token, 0.0) for token in special] + scored
+
+
+def make_deberta(target):
+    tokenizer = DebertaV2Tokenizer(vocab=unigram_vocabulary(), model_max_length=512)
+    tokenizer.save_pretrained(target)
+
+
+# What SentencePiece compiles from a few rules (--normalization_rule_tsv): full-width F, I, L, M, the
+# ligature fi, the circled 1, the half, Ohm, Angstrom, e with one and with two combining marks; tab,
+# line feed, carriage return, U+00A0, U+2003, U+3000 and U+200B become a space; U+0001, U+001B, U+200D
+# and U+FEFF become nothing.
+CHARSMAP = (
+    "AAQAAAAMAAAAAACAAQ0AAMwcAgABAACAgQ0AABkAAIDMOAIAgQ0AAAo1AAAJOQAAHwAAgKAhAAAFAACADSkAAJHoAgAcAACAvXEA"
+    "AKYJAACDXQAAFgAAgKANAAADAACAgDgCABtlAACAdQAAhLgCAIt9AACB9QAAjXEAAIA4AgCrLQAArPQCABMAAIALAACAv4kAAKYZ"
+    "AAANAACADwAAgKOwAwARAACAKwAAACgAAACpOQAALgAAAC8AAACsIQAArR0AALzIAgAzAAAAMAAAADEAAAA2AAAANwAAADQAAAC7"
+    "rAIAOgAAADsAAAA4AAAAOQAAAD4AAAA/AAAAPAAAAD0AAABCAAAAQwAAAEAAAABBAAAARgAAAEcAAABEAAAARQAAAEoAAABLAAAA"
+    "SAAAAEkAAABOAAAATwAAAEwAAABNAAAAUgAAAFMAAABQAAAAUQAAAFYAAABXAAAAVAAAAFUAAABaAAAAWwAAAFgAAABZAAAAXgAA"
+    "AF8AAABcAAAAXQAAAGIAAABjAAAAYAAAAGEAAABmAAAAZwAAAGWkAgBlAAAAagAAAGsAAABoAAAAaQAAAG4AAABvAAAAbAAAAG0A"
+    "AAByAAAAcwAAAHAAAABxAAAAdgAAAHcAAAB0AAAAdQAAAHoAAAB7AAAAeAAAAHkAAAB+AAAAfwAAAHwAAAB9AAAAggAAAIMAAACA"
+    "AAAAgQAAAIYAAACHAAAAhAAAAIUAAACKAAAAiwAAAIgAAACJAAAAjgAAAI8AAACMAAAAjQAAAJIAAACTAAAAkAAAAJEAAACWAAAA"
+    "lwAAAJQAAACVAAAAmgAAAJsAAACYAAAAmQAAAJ4AAACfAAAAnAAAAJ0AAACiAAAAowAAAKAAAAChAAAApgAAAKcAAACkAAAApQAA"
+    "AKoAAACrAAAAqAAAAKkAAACuAAAArwAAAKwAAACtAAAAsgAAALMAAACwAAAAsQAAALYAAAC3AAAAtAAAALUAAAC6AAAAuwAAALgA"
+    "AAC5AAAAvgAAAL8AAAC8AAAAvQAAAMIAAADCtAEAwAAAAMEAAADGAAAAxwAAAMQAAADFAAAAygAAAMsAAADIAAAAyQAAAM4AAADP"
+    "AAAAzAAAAM0AAADSAAAA0wAAANAAAADRAAAA1gAAANcAAADUAAAA1QAAANoAAADbAAAA2AAAANkAAADeAAAA3wAAANwAAADdAAAA"
+    "49wBAOL8AQDgAAAA4QAAAOYAAADnAAAA5AAAAOUAAADqAAAA6wAAAOgAAADpAAAA74ABAO8AAADsAAAA7QAAAPIAAADzAAAA8AAA"
+    "APEAAAD2AAAA9wAAAPQAAAD1AAAA+gAAAPsAAAD4AAAA+QAAAP4AAAD/AAAA/AAAAP0AAAAAIAAxADHigYQyAEYASQBMAE0AZmkA"
+    "w4UAw6kAzqkA4bq5zIEA"
+)
+
+
+def make_deberta_4(target):
+    built = DebertaV2Tokenizer(vocab=unigram_vocabulary()).backend_tokenizer
+    built.normalizer = normalizers.Sequence(
+        [
+            normalizers.Strip(),
+            normalizers.Precompiled(base64.b64decode(CHARSMAP)),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    built.add_special_tokens([AddedToken("[UNK]", normalized=True, special=True)])
+    target.mkdir(parents=True)
+    built.save(str(target / "tokenizer.json"), pretty=False)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+        "model_max_length": 512,
+    }
+    (target / "tokenizer_config.json").write_text(json.dumps(config) + "\n")

@@ -39,6 +39,12 @@ pub enum PassError {
     Encoder(#[from] EncoderError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    #[error("the row whose text begins {beginning:?} can't be used")]
+    Row {
+        beginning: String,
+        #[source]
+        error: TokenizerError,
+    },
     #[error(transparent)]
     Train(#[from] TrainError),
     #[error(transparent)]
@@ -143,6 +149,7 @@ impl Pass<'_> {
             labels: self.data.label_names.clone(),
             problem_type: self.data.task_kind,
             max_length: base.max_length(training.max_length),
+            truncation: training.truncation,
             base_model: Some(base.name.clone()),
         }
     }
@@ -245,7 +252,8 @@ impl Pass<'_> {
     ) -> Result<Report, PassError> {
         let spec = self.spec;
         let max_length = student.max_length(spec.training.max_length);
-        let sequences = student.sequences(self.data.rows(), max_length)?;
+        let sequences =
+            student.sequences(self.data.rows(), max_length, spec.training.truncation)?;
         self.count_truncated(&sequences);
 
         self.stage(Stage::StudentTraining);

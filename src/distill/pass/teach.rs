@@ -56,7 +56,8 @@ impl Pass<'_> {
     ) -> Result<Taught, PassError> {
         let Teacher { mut base, source } = teacher;
         let max_length = base.max_length(self.spec.training.max_length);
-        let sequences = base.sequences(self.data.rows(), max_length)?;
+        let truncation = self.spec.training.truncation;
+        let sequences = base.sequences(self.data.rows(), max_length, truncation)?;
         let finetune = self.spec.teacher.as_ref().and_then(|t| t.finetune.as_ref());
         let mut cache = None;
         let (weights, size, training) = match (source, finetune) {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::adapter::ProblemType;
+use crate::text::Truncation;
 
 /// The request for one pass. Unknown fields are refused, so that a typing error is not silently
 /// a default.
@@ -170,6 +171,8 @@ pub struct TrainingSpec {
     pub alpha: f64,
     /// Tokens a sequence is cut to.
     pub max_length: usize,
+    /// Which text of a pair is cut.
+    pub truncation: Truncation,
     pub seed: u64,
     /// Share of the steps in which the learning rate rises.
     pub warmup_ratio: f64,
@@ -187,6 +190,7 @@ impl Default for TrainingSpec {
             temperature: 2.0,
             alpha: 0.5,
             max_length: 128,
+            truncation: Truncation::LongestFirst,
             seed: 42,
             warmup_ratio: 0.06,
             weight_decay: 0.01,

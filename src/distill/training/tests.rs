@@ -217,6 +217,7 @@ fn the_adapter_that_is_written_answers_like_the_trained_network() {
             labels: vec!["no".into(), "yes".into()],
             problem_type: ProblemType::SingleLabelClassification,
             max_length: 16,
+            truncation: crate::text::Truncation::LongestFirst,
             base_model: Some("tiny".into()),
         };
         let place = tempfile::tempdir().unwrap();
