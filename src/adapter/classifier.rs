@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::bind::{check_labels, snapshot};
@@ -118,13 +118,14 @@ pub fn write_classifier(
     encoder_dir: &Path,
     task: &TaskConfig,
     weights: &Weights,
+    dtype: DType,
 ) -> Result<(), AdapterError> {
     let family = EncoderConfig::read(encoder_dir)?.family;
-    let config = classifier_config(encoder_dir, family, task)?;
+    let config = classifier_config(encoder_dir, family, task, dtype)?;
     let tensors = classifier_tensors(family, weights)?;
     write_folder(dir, |temporary| {
         write_json(&temporary.join("config.json"), &config)?;
-        write_tensors(&temporary.join("model.safetensors"), &tensors)?;
+        write_tensors(&temporary.join("model.safetensors"), &tensors, dtype)?;
         copy_existing(encoder_dir, temporary, &TOKENIZER_FILES)
     })
 }
@@ -134,17 +135,21 @@ fn classifier_config(
     encoder_dir: &Path,
     family: Family,
     task: &TaskConfig,
+    dtype: DType,
 ) -> Result<Map<String, Value>, AdapterError> {
     let mut config: Map<String, Value> = read_json(
         &encoder_dir.join("config.json"),
         "an encoder's folder has one",
     )?;
     config.insert("architectures".to_owned(), json!([family.architecture()]));
-    for dtype in ["torch_dtype", "dtype"] {
-        if config.contains_key(dtype) {
-            config.insert(dtype.to_owned(), json!("float32"));
-        }
-    }
+    // Of the field's two names the old one is read by every version of transformers.
+    config.remove("dtype");
+    let name = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    config.insert("torch_dtype".to_owned(), json!(name));
     task.set(&mut config);
     Ok(config)
 }

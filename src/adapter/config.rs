@@ -57,7 +57,8 @@ pub enum Bias {
 }
 
 impl Bias {
-    fn name(self) -> &'static str {
+    /// Its spelling in `adapter_config.json`.
+    pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::LoraOnly => "lora_only",

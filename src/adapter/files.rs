@@ -1,7 +1,7 @@
 //! Files of model folders: JSON and safetensors in and out, and folders that appear whole or not
 //! at all.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -144,14 +144,28 @@ pub(super) fn read_tensors(
     Ok(tensors)
 }
 
-/// Writes f32 tensors with the metadata that `transformers` asks for.
+/// The number formats in a safetensors file.
+pub(super) fn stored_types(path: &Path) -> Result<BTreeSet<String>, AdapterError> {
+    let bytes = read(path, "it holds the weights of the adapter")?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|source| AdapterError::SafeTensors {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    let name = |(_, view): (&str, safetensors::tensor::TensorView<'_>)| {
+        format!("{:?}", view.dtype()).to_lowercase()
+    };
+    Ok(file.iter().map(name).collect())
+}
+
+/// Writes tensors in one number format, with the metadata that `transformers` asks for.
 pub(super) fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
+    dtype: DType,
 ) -> Result<(), AdapterError> {
     let mut plain = BTreeMap::new();
     for (name, tensor) in tensors {
-        let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let tensor = tensor.to_device(&Device::Cpu)?.to_dtype(dtype)?;
         plain.insert(name, tensor.contiguous()?);
     }
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -238,7 +252,12 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("nan.safetensors");
         let tensor = Tensor::new(&[0.5f32, f32::NAN], &Device::Cpu).unwrap();
-        write_tensors(&path, &BTreeMap::from([("x".to_owned(), tensor)])).unwrap();
+        write_tensors(
+            &path,
+            &BTreeMap::from([("x".to_owned(), tensor)]),
+            DType::F32,
+        )
+        .unwrap();
         let error = read_tensors(&path, "", |_| true).unwrap_err();
         assert!(matches!(error, AdapterError::Tensor { name, .. } if name == "x"));
     }
@@ -248,7 +267,12 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("cut.safetensors");
         let tensor = Tensor::new(&[0.5f32, 1.0], &Device::Cpu).unwrap();
-        write_tensors(&path, &BTreeMap::from([("x".to_owned(), tensor)])).unwrap();
+        write_tensors(
+            &path,
+            &BTreeMap::from([("x".to_owned(), tensor)]),
+            DType::F32,
+        )
+        .unwrap();
         let bytes = fs::read(&path).unwrap();
         for length in [0, 4, 20, bytes.len() - 1] {
             fs::write(&path, &bytes[..length]).unwrap();

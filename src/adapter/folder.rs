@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::files::{read_tensors, write_folder, write_tensors};
 use super::tensor_names::{self, LORA_A, LORA_B, MAGNITUDE, Stored};
 use super::{AdapterConfig, AdapterError, Bias, TaskConfig};
 use crate::encoder::Family;
 
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 
 /// An adapter in memory, checked as far as it can be without its encoder.
@@ -52,8 +52,12 @@ impl AdapterFolder {
     /// Reads a folder. Every tensor must be used: LoRA matrices come in pairs of the configured
     /// rank, all others belong to `modules_to_save`.
     pub fn read(dir: &Path) -> Result<Self, AdapterError> {
+        Self::read_as(dir, TaskConfig::read(dir)?)
+    }
+
+    /// Reads a folder for a task that its own `config.json`, if it has one, does not describe.
+    pub fn read_as(dir: &Path, task: TaskConfig) -> Result<Self, AdapterError> {
         let config = AdapterConfig::read(dir)?;
-        let task = TaskConfig::read(dir)?;
         let path = dir.join(WEIGHTS);
         let pickle = dir.join(PICKLE);
         if !path.exists() && pickle.exists() {
@@ -87,7 +91,7 @@ impl AdapterFolder {
             (tensor_names::written(name, adapted), tensor.clone())
         };
         let tensors = self.tensors.iter().map(stored).collect();
-        write_tensors(&dir.join(WEIGHTS), &tensors)
+        write_tensors(&dir.join(WEIGHTS), &tensors, DType::F32)
     }
 
     /// Number of trained numbers, head included.
@@ -288,7 +292,7 @@ pub(super) mod tests {
             let path = dir.join(WEIGHTS);
             let mut tensors = read_tensors(&path, "", |_| true).unwrap();
             change(&mut tensors);
-            write_tensors(&path, &tensors).unwrap();
+            write_tensors(&path, &tensors, DType::F32).unwrap();
         })
     }
 

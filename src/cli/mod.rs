@@ -1,5 +1,6 @@
 //! The command line: one file a command, each with an `Args` and a `run`.
 
+pub mod adapter;
 pub mod distill;
 pub mod pull;
 pub mod serve;
@@ -41,6 +42,7 @@ pub struct Cli {
 pub enum Command {
     Serve(Box<serve::Args>),
     Distill(distill::Args),
+    Adapter(adapter::Args),
     Pull(pull::Args),
 }
 
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Distill(args) => distill::run(args),
+        Command::Adapter(args) => adapter::run(args),
         Command::Pull(args) => pull::run(args).map_err(Into::into),
     };
     match outcome {

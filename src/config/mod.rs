@@ -9,5 +9,5 @@ mod serve;
 mod units;
 
 pub use raw::RawServe;
-pub use serve::{ConfigError, ServeConfig};
+pub use serve::{ConfigError, ServeConfig, default_state};
 pub use units::{Bytes, DeviceChoice, Dtype, Seconds};

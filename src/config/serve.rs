@@ -209,7 +209,8 @@ fn existing_folder(flag: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
 }
 
 /// The state folder of the XDG base directory specification.
-fn default_state() -> Result<PathBuf, ConfigError> {
+/// Where the state is kept if nothing else is said.
+pub fn default_state() -> Result<PathBuf, ConfigError> {
     let absolute = |name| {
         env::var_os(name)
             .map(PathBuf::from)

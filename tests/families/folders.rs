@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use kdlora::adapter::{AdapterError, AdapterFolder, Bias, Classifier, write_classifier};
 use kdlora::encoder::{Encoder, EncoderConfig, LoraModule, Weights};
 
@@ -80,7 +80,7 @@ pub(crate) fn a_merged_adapter_is_a_classifier_of_its_own(model_type: &str) {
 fn assert_written(case: &Case, weights: &Weights, dir: &Path) {
     let mut task = case.classifier().task;
     task.max_length = 33;
-    write_classifier(dir, &case.model_folder(), &task, weights).unwrap();
+    write_classifier(dir, &case.model_folder(), &task, weights, DType::F32).unwrap();
     let classifier = Classifier::load(dir, &Device::Cpu).unwrap();
     assert_eq!(classifier.task, task);
     assert_eq!(classifier.max_length(), 33);

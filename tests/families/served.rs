@@ -37,7 +37,11 @@ pub(crate) async fn http_answers_are_the_golden_ones(model_type: &str) {
 async fn compare(install: &Install, server: &Server, case: &Case, merged: bool) {
     let (_, details) = server.get(&format!("/v1/tasks/{}", case.name)).await;
     let only_merged = case.name.ends_with("-saved") || MORE_THAN_LINEARS.contains(&&*case.name);
-    let mode = if merged || only_merged { "merged" } else { "hot" };
+    let mode = if merged || only_merged {
+        "merged"
+    } else {
+        "hot"
+    };
     assert_eq!(details["mode"], mode, "{details}");
     let task = AdapterFolder::read(&install.adapter(&case.name))
         .unwrap()

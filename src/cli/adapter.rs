@@ -1,0 +1,334 @@
+//! `kdlora adapter`: PEFT folders from the command line.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use clap::{Subcommand, ValueEnum};
+
+use super::CommandError;
+use crate::adapter::{
+    AdapterError, AdapterFolder, Classifier, ProblemType, Summary, TaskConfig, write_classifier,
+    write_folder,
+};
+use crate::config;
+use crate::encoder::Encoder;
+use crate::hub;
+use crate::store::{Origin, Store, Version};
+use crate::text::Truncation;
+
+/// Look at adapters (PEFT folders), bring them into a server's state folder and out of it, fold
+/// them into plain models.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: AdapterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AdapterCommand {
+    Inspect(Inspect),
+    Import(Import),
+    Export(Export),
+    Merge(Merge),
+}
+
+/// Show what an adapter is and, with a student, whether it fits.
+#[derive(Debug, clap::Args)]
+struct Inspect {
+    /// The adapter's folder.
+    #[arg(value_name = "DIR")]
+    adapter: PathBuf,
+    #[command(flatten)]
+    student: OptionalStudent,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Add an adapter as a version of a task, after the same checks as a server's. No server may use
+/// the state folder meanwhile.
+#[derive(Debug, clap::Args)]
+struct Import {
+    /// The adapter's folder.
+    #[arg(value_name = "DIR")]
+    adapter: PathBuf,
+    /// The task that gets the version.
+    #[arg(long, value_name = "NAME")]
+    task: String,
+    #[command(flatten)]
+    student: StudentArgs,
+    #[command(flatten)]
+    state: StateArgs,
+    /// Let the task answer with this version.
+    #[arg(long)]
+    promote: bool,
+    /// Names of the labels in the order of the outputs, for a folder without config.json.
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    labels: Option<Vec<String>>,
+    /// What the outputs mean, with --labels [default: one label is a regression, several are
+    /// classes].
+    #[arg(long, value_enum, requires = "labels")]
+    problem_type: Option<ProblemTypeArg>,
+}
+
+/// Write a version of a task as a PEFT folder. No server may use the state folder meanwhile.
+#[derive(Debug, clap::Args)]
+struct Export {
+    /// The task, and the version if it is not the live one.
+    #[arg(value_name = "TASK[@VERSION]")]
+    task: String,
+    /// Folder to write; it must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// Fold an adapter into its encoder: a plain Hugging Face classifier.
+#[derive(Debug, clap::Args)]
+struct Merge {
+    /// The adapter's folder.
+    #[arg(value_name = "DIR")]
+    adapter: PathBuf,
+    #[command(flatten)]
+    student: StudentArgs,
+    /// Folder to write; it must not exist.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Number format of the weights.
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: DtypeArg,
+}
+
+#[derive(Debug, clap::Args)]
+struct StudentArgs {
+    /// Encoder that the adapter belongs to: a catalog name or a folder.
+    #[arg(
+        long,
+        env = "KDLORA_STUDENT",
+        default_value = "minilm-l6",
+        value_name = "NAME|DIR"
+    )]
+    student: String,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct OptionalStudent {
+    /// Encoder to try the adapter on: a catalog name or a folder.
+    #[arg(long, value_name = "NAME|DIR")]
+    student: Option<String>,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct CacheArgs {
+    /// Folder of fetched encoders [default: ~/.cache/kdlora].
+    #[arg(long, env = "KDLORA_CACHE", value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct StateArgs {
+    /// Folder of versions and their history [default: ~/.local/state/kdlora].
+    #[arg(long, env = "KDLORA_STATE", value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum ProblemTypeArg {
+    SingleLabelClassification,
+    MultiLabelClassification,
+    Regression,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DtypeArg {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Who promoted an imported version, in the task's history.
+const IMPORTER: &str = "kdlora adapter import";
+
+pub fn run(args: Args) -> Result<(), CommandError> {
+    match args.command {
+        AdapterCommand::Inspect(args) => inspect(&args),
+        AdapterCommand::Import(args) => import(args),
+        AdapterCommand::Export(args) => export(&args),
+        AdapterCommand::Merge(args) => merge(&args),
+    }
+}
+
+fn inspect(args: &Inspect) -> Result<(), CommandError> {
+    let adapter = AdapterFolder::read(&args.adapter)?;
+    let summary = Summary::of(&args.adapter, &adapter)?;
+    let fit = match &args.student.student {
+        None => None,
+        Some(student) => {
+            let (_, encoder) = load_student(student, &args.student.cache)?;
+            Some((student, fit(encoder, &adapter)?))
+        }
+    };
+    if args.json {
+        let mut json = serde_json::to_value(&summary)?;
+        if let Some((student, fit)) = fit {
+            json["student"] = serde_json::json!({"name": student, "mode": fit});
+        }
+        println!("{json:#}");
+        return Ok(());
+    }
+    println!("{summary}");
+    if let Some((student, fit)) = fit {
+        println!("student      {student}: {fit}");
+    }
+    Ok(())
+}
+
+/// How the adapter can be served: `hot` or `merged`.
+fn fit(encoder: Encoder, adapter: &AdapterFolder) -> Result<&'static str, AdapterError> {
+    let shared = Arc::new(encoder);
+    let classifier = Classifier::from_adapter(Arc::clone(&shared), adapter)?;
+    Ok(match Arc::ptr_eq(&shared, &classifier.encoder) {
+        true => "hot",
+        false => "merged",
+    })
+}
+
+fn import(args: Import) -> Result<(), CommandError> {
+    let task = args
+        .labels
+        .clone()
+        .map(|labels| task_of(labels, args.problem_type));
+    let adapter = match task {
+        None => AdapterFolder::read(&args.adapter)?,
+        Some(task) => AdapterFolder::read_as(&args.adapter, task)?,
+    };
+    let (_, encoder) = load_student(&args.student.student, &args.student.cache)?;
+    let mode = fit(encoder, &adapter)?;
+    // The adapter's own files only: folders of checkpoints hold optimizers and more.
+    let place = tempfile::tempdir()?;
+    let folder = place.path().join("adapter");
+    adapter.write(&folder)?;
+    let report = args.adapter.join("report.json");
+    if report.is_file() {
+        fs::copy(report, folder.join("report.json"))?;
+    }
+    let version = with_store(&args.state, |store| async move {
+        let version = store
+            .add_version(&args.task, &folder, Origin::Imported)
+            .await?;
+        if args.promote {
+            let reason = "imported";
+            let number = version.version;
+            store.promote(&args.task, number, IMPORTER, reason).await?;
+        }
+        Ok(version)
+    })?;
+    let live = if args.promote { ", live" } else { "" };
+    println!(
+        "version {} of {} ({mode}{live})",
+        version.version, version.task
+    );
+    Ok(())
+}
+
+fn task_of(labels: Vec<String>, problem_type: Option<ProblemTypeArg>) -> TaskConfig {
+    let problem_type = match (problem_type, labels.len()) {
+        (Some(ProblemTypeArg::Regression), _) | (None, 1) => ProblemType::Regression,
+        (Some(ProblemTypeArg::MultiLabelClassification), _) => {
+            ProblemType::MultiLabelClassification
+        }
+        _ => ProblemType::SingleLabelClassification,
+    };
+    TaskConfig {
+        labels,
+        problem_type,
+        max_length: crate::adapter::DEFAULT_MAX_LENGTH,
+        truncation: Truncation::LongestFirst,
+        base_model: None,
+    }
+}
+
+fn export(args: &Export) -> Result<(), CommandError> {
+    let (task, number) = match args.task.split_once('@') {
+        None => (args.task.as_str(), None),
+        Some((task, number)) => (task, Some(number.parse::<u64>()?)),
+    };
+    let version = with_store(&args.state, |store| async move {
+        match number {
+            Some(number) => Ok(store.version(task, number).await?),
+            None => live_version(&store, task).await,
+        }
+    })?;
+    let adapter = AdapterFolder::read(&version.path)?;
+    let report = version.path.join("report.json");
+    write_folder(&args.out, |folder| {
+        adapter.write_files(folder)?;
+        if report.is_file() {
+            fs::copy(&report, folder.join("report.json"))?;
+        }
+        Ok::<_, CommandError>(())
+    })?;
+    println!("{}", args.out.display());
+    Ok(())
+}
+
+async fn live_version(store: &Store, task: &str) -> Result<Version, CommandError> {
+    // For its error where there is no such task.
+    store.versions(task).await?;
+    let live = store.live(task).await?;
+    live.ok_or_else(|| {
+        format!("no version of {task} is live; name one: {task}@1 is the first").into()
+    })
+}
+
+fn merge(args: &Merge) -> Result<(), CommandError> {
+    let adapter = AdapterFolder::read(&args.adapter)?;
+    let (folder, encoder) = load_student(&args.student.student, &args.student.cache)?;
+    let weights = adapter.merge(&encoder)?;
+    let dtype = match args.dtype {
+        DtypeArg::F32 => DType::F32,
+        DtypeArg::F16 => DType::F16,
+        DtypeArg::Bf16 => DType::BF16,
+    };
+    write_classifier(&args.out, &folder, &adapter.task, &weights, dtype)?;
+    println!("{}", args.out.display());
+    Ok(())
+}
+
+fn load_student(name: &str, cache: &CacheArgs) -> Result<(PathBuf, Encoder), CommandError> {
+    let cache = match &cache.cache {
+        Some(cache) => cache.clone(),
+        None => hub::cache_dir()?,
+    };
+    let folder = hub::pull(name, &cache, true)?;
+    let encoder = Encoder::load(&folder, &Device::Cpu)?;
+    Ok((folder, encoder))
+}
+
+/// Runs `work` on the state folder's store, and closes it.
+fn with_store<T, F>(state: &StateArgs, work: impl FnOnce(Store) -> F) -> Result<T, CommandError>
+where
+    F: Future<Output = Result<T, CommandError>>,
+{
+    let folder = match &state.state {
+        Some(folder) => folder.clone(),
+        None => config::default_state()?,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let store = Store::open(&folder).await?;
+        let outcome = work(store.clone()).await;
+        store.close().await;
+        outcome
+    })
+}
