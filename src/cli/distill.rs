@@ -28,7 +28,8 @@ pub struct Args {
     /// Keep the adapter of a teacher that was fine-tuned by LoRA here.
     #[arg(long, value_name = "DIR")]
     teacher_out: Option<PathBuf>,
-    /// Encoder that carries the adapter: a catalog name or a folder.
+    /// Encoder that carries the adapter, if SPEC names none: a catalog name or a folder, or some of
+    /// its layers, counted from 0, as in mpnet-base@0,4,8.
     #[arg(
         long,
         env = "KDLORA_STUDENT",

@@ -7,7 +7,7 @@ use crate::hub::{self, HubError};
 /// Fetch encoders into the cache folder, verified; at once if they are there.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Catalog names.
+    /// Catalog names, or layers of an encoder (mpnet-base@0,4,8).
     #[arg(required_unless_present = "list", value_name = "NAME")]
     pub names: Vec<String>,
     /// Show the catalog instead.

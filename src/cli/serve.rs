@@ -245,6 +245,7 @@ fn start_jobs(
         store: store.clone(),
         runner: Runner::start(store.clone(), runner),
         live_hook,
+        student: config.student.clone(),
         data_root: config.data_root.clone(),
         adapters: config.adapters.clone(),
         max_upload_bytes: config.max_upload_bytes,

@@ -33,8 +33,8 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_ADAPTERS", value_name = "DIR")]
     pub adapters: Option<PathBuf>,
 
-    /// The encoder that answers: a catalog name, or a folder in the Hugging Face layout [default:
-    /// minilm-l6].
+    /// The encoder that answers: a catalog name, or a folder in the Hugging Face layout; or some of
+    /// its layers, counted from 0, as in mpnet-base@0,4,8 [default: minilm-l6].
     #[arg(long, env = "KDLORA_STUDENT", value_name = "NAME|DIR")]
     pub student: Option<String>,
 

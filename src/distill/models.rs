@@ -22,7 +22,7 @@ pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 /// Where a pass finds models.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// Catalog name or folder of the student's encoder.
+    /// Catalog name or folder of the student's encoder, if the request names none.
     pub student: String,
     /// Cache of fetched encoders.
     pub cache: PathBuf,

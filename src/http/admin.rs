@@ -35,6 +35,8 @@ pub struct AdminConfig {
     pub live_hook: LiveHook,
     /// Canonical folder below which clients may name data and models.
     pub data_root: Option<PathBuf>,
+    /// The encoder that serves, as the user named it.
+    pub student: String,
     /// Folder of the ready-made adapters; those of teachers are `{adapters}/{name}/teacher`.
     pub adapters: Option<PathBuf>,
     /// Bytes of a request with uploaded files.
@@ -60,6 +62,7 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         runner: config.runner,
         live_hook: config.live_hook,
         places: Arc::new(Places {
+            student: config.student,
             data_root: config.data_root,
             adapters: config.adapters,
         }),

@@ -17,6 +17,9 @@ pub struct Entry {
     pub note: Option<String>,
     pub hub: Option<Repository>,
     pub wheel: Option<Wheel>,
+    /// The encoder whose `layers` this one is made of.
+    pub of: Option<String>,
+    pub layers: Option<Vec<usize>>,
 }
 
 /// A repository on the Hugging Face hub.
@@ -88,7 +91,14 @@ mod tests {
         let mut names = HashSet::new();
         for entry in entries() {
             assert!(names.insert(&entry.name), "{} twice", entry.name);
-            assert!(entry.hub.is_some() || entry.wheel.is_some());
+            let has_source = entry.hub.is_some() || entry.wheel.is_some();
+            if let Some(of) = &entry.of {
+                assert!(!has_source && entry.weights_sha256.is_none());
+                assert!(entry.layers.is_some() && find(of).is_some());
+                crate::hub::Choice::parse(&entry.name).unwrap();
+                continue;
+            }
+            assert!(has_source && entry.layers.is_none());
             let wheel = entry.wheel.iter().flat_map(|wheel| wheel.sha256.values());
             for sum in wheel.chain(&entry.weights_sha256) {
                 assert!(sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit()));

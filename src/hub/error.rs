@@ -67,6 +67,24 @@ pub enum HubError {
         path: PathBuf,
         source: zip::result::ZipError,
     },
+    #[error(
+        "'{name}': {layers:?} are not layers; behind the @ stand their numbers, counted from 0, as in mpnet-base@0,2,4"
+    )]
+    MalformedLayers { name: String, layers: String },
+    #[error("there is no layer to take: name at least one, as in mpnet-base@0,2,4")]
+    NoLayers,
+    #[error("layer {layer} is named twice")]
+    LayerTwice { layer: usize },
+    #[error("{of} has {layers} layers, counted from 0: there is no layer {layer}")]
+    NoSuchLayer {
+        of: String,
+        layer: usize,
+        layers: usize,
+    },
+    #[error("{path} is not of an encoder whose layers can be told apart: {what}")]
+    BadEncoder { path: PathBuf, what: String },
+    #[error("{0} was changed while an encoder was made of it; try again")]
+    Changed(PathBuf),
     #[error("could not {doing} {path}")]
     Io {
         doing: &'static str,

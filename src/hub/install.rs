@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,10 +19,13 @@ const MARKER: &str = ".kdlora.json";
 struct Marker {
     source: String,
     files: BTreeMap<String, Sum>,
+    /// Files of the encoder that this one was made of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made_of: Option<BTreeMap<String, Sum>>,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
-struct Sum {
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct Sum {
     bytes: u64,
     sha256: String,
 }
@@ -33,26 +36,58 @@ pub(super) struct Delivery {
     pub(super) source: String,
     /// Sums that the files must have, by file name; the catalog's sum of the weights comes on top.
     pub(super) expected: BTreeMap<String, String>,
+    /// Files of the encoder that this one was made of, if it was.
+    pub(super) made_of: Option<BTreeMap<String, Sum>>,
 }
 
 /// The place of one encoder in the cache.
 pub(super) struct Installation<'a> {
-    entry: &'a Entry,
+    name: String,
+    weights_sha256: Option<&'a String>,
     /// `cache/encoders`.
     encoders: PathBuf,
 }
 
 impl<'a> Installation<'a> {
-    pub(super) fn new(entry: &'a Entry, cache: &Path) -> Self {
+    pub(super) fn of_entry(entry: &'a Entry, cache: &Path) -> Self {
         Self {
-            entry,
+            name: entry.name.clone(),
+            weights_sha256: entry.weights_sha256.as_ref(),
             encoders: cache.join("encoders"),
         }
+    }
+
+    /// Of an encoder that is made of another.
+    pub(super) fn of_made(name: String, cache: &Path) -> Self {
+        Self {
+            name,
+            weights_sha256: None,
+            encoders: cache.join("encoders"),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The encoder's folder, if a pull of these weights has been completed. Lengths are compared,
     /// sums are not: they were when the marker was written, and 400 MB take a second to hash.
     pub(super) fn find(&self) -> Option<PathBuf> {
+        self.whole().map(|(folder, _)| folder)
+    }
+
+    /// The folder of an encoder that was made of these very files.
+    pub(super) fn find_made_of(&self, files: &BTreeMap<String, Sum>) -> Option<PathBuf> {
+        let (folder, marker) = self.whole()?;
+        (marker.made_of.as_ref() == Some(files)).then_some(folder)
+    }
+
+    /// The files of the encoder, and their sums when they were verified.
+    pub(super) fn files(&self) -> Option<BTreeMap<String, Sum>> {
+        self.whole().map(|(_, marker)| marker.files)
+    }
+
+    fn whole(&self) -> Option<(PathBuf, Marker)> {
         let folder = self.folder();
         let marker = fs::read(folder.join(MARKER)).ok()?;
         let marker: Marker = serde_json::from_slice(&marker).ok()?;
@@ -61,17 +96,16 @@ impl<'a> Installation<'a> {
         };
         let complete = REQUIRED.iter().all(|file| marker.files.contains_key(*file));
         let weights = marker.files.get(WEIGHTS).map(|sum| &sum.sha256);
-        let right_weights =
-            self.entry.weights_sha256.is_none() || self.entry.weights_sha256.as_ref() == weights;
+        let right_weights = self.weights_sha256.is_none() || self.weights_sha256 == weights;
         let whole = complete && right_weights && marker.files.iter().all(same_length);
-        whole.then_some(folder)
+        whole.then_some((folder, marker))
     }
 
     /// Waits until no other process pulls this encoder. The lock ends with the returned file.
     pub(super) fn lock(&self, progress: &Progress) -> Result<File, HubError> {
         fs::create_dir_all(&self.encoders)
             .map_err(HubError::io("make the folder", &self.encoders))?;
-        let path = self.encoders.join(format!(".{}.lock", self.entry.name));
+        let path = self.encoders.join(format!(".{}.lock", self.name));
         let file = File::options()
             .create(true)
             .truncate(false)
@@ -83,7 +117,7 @@ impl<'a> Installation<'a> {
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(error)) => return Err(HubError::io("lock", &path)(error)),
         }
-        let name = &self.entry.name;
+        let name = &self.name;
         let _waiting = progress.waiting(&format!("{name}: another process is pulling it"));
         file.lock().map_err(HubError::io("lock", &path))?;
         Ok(file)
@@ -92,7 +126,7 @@ impl<'a> Installation<'a> {
     /// An empty folder to fetch into. What killed pulls left behind is removed: the caller holds
     /// the lock.
     pub(super) fn incoming(&self) -> Result<Incoming, HubError> {
-        let prefix = format!(".incoming-{}-", self.entry.name);
+        let prefix = format!(".incoming-{}-", self.name);
         let entries = fs::read_dir(&self.encoders).map_err(HubError::io("list", &self.encoders))?;
         for entry in entries.flatten() {
             if entry.file_name().to_string_lossy().starts_with(&prefix) {
@@ -120,7 +154,7 @@ impl<'a> Installation<'a> {
         incoming: Incoming,
         mut delivery: Delivery,
     ) -> Result<PathBuf, HubError> {
-        if let Some(sum) = &self.entry.weights_sha256 {
+        if let Some(sum) = self.weights_sha256 {
             delivery.expected.insert(WEIGHTS.to_owned(), sum.clone());
         }
         let marker = verify(&incoming.files, delivery)?;
@@ -140,7 +174,7 @@ impl<'a> Installation<'a> {
     }
 
     fn folder(&self) -> PathBuf {
-        self.encoders.join(&self.entry.name)
+        self.encoders.join(&self.name)
     }
 }
 
@@ -188,6 +222,7 @@ fn verify(folder: &Path, delivery: Delivery) -> Result<Marker, HubError> {
     Ok(Marker {
         source: delivery.source,
         files,
+        made_of: delivery.made_of,
     })
 }
 
@@ -202,24 +237,53 @@ fn write_marker(folder: &Path, marker: &Marker) -> Result<(), HubError> {
     flush(folder)
 }
 
+/// Sums of the files of a folder that may be an encoder's.
+pub(super) fn sums(folder: &Path) -> Result<BTreeMap<String, Sum>, HubError> {
+    REQUIRED
+        .into_iter()
+        .chain(OPTIONAL)
+        .map(|name| (name, folder.join(name)))
+        .filter(|(_, path)| path.is_file())
+        .map(|(name, path)| {
+            let sum = File::open(&path).and_then(|mut file| sum(&mut file));
+            Ok((name.to_owned(), sum.map_err(HubError::io("read", &path))?))
+        })
+        .collect()
+}
+
+pub(super) fn sum_of_bytes(bytes: &[u8]) -> Sum {
+    Sum {
+        bytes: bytes.len() as u64,
+        sha256: hex(&Sha256::digest(bytes)),
+    }
+}
+
+pub(super) fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn sum(file: &mut File) -> io::Result<Sum> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    let mut bytes = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            break;
+        }
+        hasher.update(&buffer[..read]);
+        bytes += read as u64;
+    }
+    let sha256 = hex(&hasher.finalize());
+    Ok(Sum { bytes, sha256 })
+}
+
 fn sum_and_flush(path: &Path) -> Result<Sum, HubError> {
     let read = || {
         let mut file = File::open(path)?;
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 16];
-        let mut bytes = 0;
-        loop {
-            let read = file.read(&mut buffer)?;
-            if read == 0 {
-                break;
-            }
-            hasher.update(&buffer[..read]);
-            bytes += read as u64;
-        }
+        let sum = sum(&mut file)?;
         file.sync_all()?;
-        let digest = hasher.finalize();
-        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Sum { bytes, sha256 })
+        Ok(sum)
     };
     read().map_err(HubError::io("verify", path))
 }

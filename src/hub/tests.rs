@@ -36,6 +36,8 @@ fn entry(hub: bool, wheel: Option<Wheel>) -> Entry {
             revision: "main".into(),
         }),
         wheel,
+        of: None,
+        layers: None,
     }
 }
 

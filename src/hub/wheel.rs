@@ -36,6 +36,7 @@ pub(super) fn fetch(
     Ok(Delivery {
         source: source.packages.join(" "),
         expected: source.sha256.clone(),
+        made_of: None,
     })
 }
 

@@ -74,7 +74,10 @@ pub fn run(
         return Err(PassError::OutputExists(out.to_owned()));
     }
     listener(Event::Stage { stage: Stage::Data });
-    let student = Base::load(&places.student, places)?;
+    let student = match &spec.student {
+        Some(student) => Base::load(&student.name(), places)?,
+        None => Base::load(&places.student, places)?,
+    };
     let teacher = match &spec.teacher {
         Some(teacher) => Some(Teacher::load(teacher, places)?),
         None => None,

@@ -20,6 +20,9 @@ pub struct DistillSpec {
     /// Name of the task that gets the version: `[a-z0-9][a-z0-9-]*`.
     pub task: String,
     pub data: DataSpec,
+    /// By hand it stands for `--student`. A server takes no other student than its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub student: Option<StudentSpec>,
     /// Without a teacher the student trains on the labels alone (the control of a comparison).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<TeacherSpec>,
@@ -45,6 +48,7 @@ impl DistillSpec {
             }
             shorten(spec.pointer_mut(&format!("/data/{split}/path")));
         }
+        shorten(spec.pointer_mut("/student/model"));
         shorten(spec.pointer_mut("/teacher/model"));
         shorten(spec.pointer_mut("/teacher/adapter"));
         spec
@@ -93,6 +97,28 @@ pub enum SplitSpec {
     Rows(Vec<serde_json::Value>),
     #[schema(value_type = String)]
     Path(PathBuf),
+}
+
+/// The encoder that carries the adapter.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StudentSpec {
+    /// Catalog name or folder.
+    pub model: String,
+    /// Of its layers, counted from 0, only these, in this order; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<usize>>,
+}
+
+impl StudentSpec {
+    /// The student in a word, as `--student` takes it.
+    pub fn name(&self) -> String {
+        let Some(layers) = &self.layers else {
+            return self.model.clone();
+        };
+        let layers: Vec<_> = layers.iter().map(usize::to_string).collect();
+        format!("{}@{}", self.model, layers.join(","))
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]

@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use super::{DataSpec, DistillSpec, FinetuneSpec, LoraSpec, SplitSpec, TeacherSpec, TrainingSpec};
+use super::{
+    DataSpec, DistillSpec, FinetuneSpec, LoraSpec, SplitSpec, StudentSpec, TeacherSpec,
+    TrainingSpec,
+};
 use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS};
 use crate::store::{MAX_TASK_NAME, is_task_name};
 
 const MAX_TARGETS: usize = 64;
+const MAX_LAYERS: usize = 256;
 
 /// Everything that is wrong with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +55,9 @@ impl DistillSpec {
         let mut check = Check { fields: Vec::new() };
         check.task(&self.task);
         check.data(&self.data);
+        if let Some(student) = &self.student {
+            check.student(student);
+        }
         if let Some(teacher) = &self.teacher {
             check.teacher(teacher);
         }
@@ -180,6 +187,18 @@ impl Check {
                     "must differ from the names before it",
                 );
             }
+        }
+    }
+
+    fn student(&mut self, student: &StudentSpec) {
+        self.name("student.model", &student.model, 4_096);
+        let Some(layers) = &student.layers else {
+            return;
+        };
+        let different: BTreeSet<_> = layers.iter().collect();
+        if different.len() != layers.len() || layers.is_empty() || layers.len() > MAX_LAYERS {
+            let allowed = format!("must hold 1 to {MAX_LAYERS} numbers, each once");
+            self.fail("student.layers", quoted(&format!("{layers:?}")), allowed);
         }
     }
 
@@ -376,6 +395,21 @@ mod tests {
                 "/training/alpha",
                 json!(1.1),
                 "training.alpha is 1.1 but must be 0 to 1",
+            ),
+            (
+                "/student",
+                json!({"model": "mpnet-base", "layers": []}),
+                "student.layers is \"[]\" but must hold",
+            ),
+            (
+                "/student",
+                json!({"model": "mpnet-base", "layers": [0, 4, 0]}),
+                "student.layers is \"[0, 4, 0]\" but must hold 1 to 256 numbers, each once",
+            ),
+            (
+                "/student",
+                json!({"model": ""}),
+                "student.model is \"\" but",
             ),
             (
                 "/training/max_length",

@@ -50,7 +50,8 @@ fn known_task(teacher: &TeacherSpec) -> Result<Option<KnownTask>, ApiError> {
              first with `finetune`; name one of them",
         ));
     }
-    // A catalog name that is yet to be fetched has no folder to look into.
+    // A catalog name that is yet to be fetched, or layers of an encoder, have no folder to look
+    // into.
     let model = Path::new(&teacher.model);
     if model.is_dir() {
         EncoderConfig::read(model).map_err(|error| unusable(&error))?;

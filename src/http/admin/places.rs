@@ -4,12 +4,14 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
+use crate::distill::spec::{DistillSpec, SplitSpec, StudentSpec, TeacherSpec};
 use crate::http::error::{ApiError, Problem};
-use crate::hub;
+use crate::hub::{self, Choice};
 
 #[derive(Debug)]
 pub(super) struct Places {
+    /// The encoder that serves.
+    pub(super) student: String,
     /// Canonical.
     pub(super) data_root: Option<PathBuf>,
     /// `{adapters}/{name}/teacher` are the shipped teacher adapters.
@@ -40,30 +42,63 @@ impl Places {
                 }
             }
         }
+        if let Some(student) = spec.student.take() {
+            // The job is started with the server's name for it.
+            self.check_student(&student)?;
+        }
         match &mut spec.teacher {
             Some(teacher) => self.resolve_teacher(teacher),
             None => Ok(()),
         }
     }
 
-    fn resolve_teacher(&self, teacher: &mut TeacherSpec) -> Result<(), ApiError> {
-        if hub::catalog::find(&teacher.model).is_none() {
-            let names: Vec<_> = hub::entries().iter().map(|entry| &*entry.name).collect();
-            let path = self
-                .below_root("teacher.model", Path::new(&teacher.model))
-                .map_err(|error| {
-                    unknown("teacher.model", &teacher.model, "encoder", &names, &error)
-                })?;
-            let path = text(path)?;
-            // Names its missing files.
-            hub::resolve(&path, Path::new(""))
-                .map_err(|error| Problem::Unusable.with(error.to_string()))?;
-            teacher.model = path;
+    /// A version answers with the student that it was distilled for: that must be the one that
+    /// serves. Whether another one exists is not told.
+    fn check_student(&self, student: &StudentSpec) -> Result<(), ApiError> {
+        let served = Choice::parse(&self.student).map_err(ApiError::internal)?;
+        let asked = student.name();
+        match Choice::parse(&asked) {
+            Ok(asked) if asked.is_same(&served) => Ok(()),
+            _ => Err(Problem::Unusable.with(format!(
+                "this server's student is {}, and a version answers only with the student that it \
+                 was distilled for; for another one start a server with `--student {asked}`",
+                self.student
+            ))),
         }
+    }
+
+    fn resolve_teacher(&self, teacher: &mut TeacherSpec) -> Result<(), ApiError> {
+        teacher.model = self.encoder("teacher.model", &teacher.model)?;
         if let Some(adapter) = &mut teacher.adapter {
             *adapter = text(self.adapter(adapter)?)?;
         }
         Ok(())
+    }
+
+    /// A catalog name as it is, or the whole path of a folder; of either perhaps some layers.
+    fn encoder(&self, field: &str, name: &str) -> Result<String, ApiError> {
+        let unusable = |error: hub::HubError| Problem::Unusable.with(error.to_string());
+        if hub::catalog::find(name).is_some() {
+            return Ok(name.to_owned());
+        }
+        let path = match self.below_root(field, Path::new(name)) {
+            Ok(path) => path,
+            Err(error) => {
+                if let Some((base, layers)) = name.rsplit_once('@')
+                    && let Ok(base) = self.encoder(field, base)
+                {
+                    let name = format!("{base}@{layers}");
+                    hub::check(&name).map_err(unusable)?;
+                    return Ok(name);
+                }
+                let names: Vec<_> = hub::entries().iter().map(|entry| &*entry.name).collect();
+                return Err(unknown(field, name, "encoder", &names, &error));
+            }
+        };
+        let path = text(path)?;
+        // Names its missing files.
+        hub::check(&path).map_err(unusable)?;
+        Ok(path)
     }
 
     fn adapter(&self, name: &str) -> Result<PathBuf, ApiError> {
@@ -157,6 +192,7 @@ mod tests {
 
     fn places(root: &Path) -> Places {
         Places {
+            student: "minilm-l6".to_owned(),
             data_root: Some(root.canonicalize().unwrap()),
             adapters: None,
         }
@@ -195,6 +231,7 @@ mod tests {
     #[test]
     fn without_a_data_root_no_path_can_be_named() {
         let places = Places {
+            student: "minilm-l6".to_owned(),
             data_root: None,
             adapters: None,
         };

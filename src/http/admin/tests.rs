@@ -43,6 +43,7 @@ async fn house_with(live_hook: LiveHook) -> House {
         store: store.clone(),
         runner: Runner::start(store.clone(), config),
         live_hook,
+        student: "mpnet-base-l3".to_owned(),
         data_root: Some(data_root.canonicalize().unwrap()),
         adapters: None,
         max_upload_bytes: 100_000,
