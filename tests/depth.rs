@@ -259,7 +259,7 @@ async fn a_server_distils_for_the_layers_that_it_serves_and_for_no_others() {
     let student = named(&install.student(), &[2, 0]);
     let mut command = install.command_for(&student);
     command.env("KDLORA_CACHE", cache.path());
-    let server = Server::start(command);
+    let server = Server::start(&mut command);
 
     let folder = install.student();
     for other in [
@@ -303,7 +303,7 @@ async fn a_teacher_below_the_data_root_may_be_some_layers_too() {
     let mut command = install.command_for(install.student());
     command.env("KDLORA_CACHE", cache.path());
     command.arg("--data-root").arg(root);
-    let server = Server::start(command);
+    let server = Server::start(&mut command);
     let mut wanted = spec();
     let tuned = json!({"mode": "lora", "epochs": 1});
     wanted["teacher"] = json!({"model": "student@0,7", "finetune": tuned});

@@ -67,7 +67,7 @@ TEXTS = [
     "a",
     "no long whole fool , very funny and not bad !",
     "the movie isn't good , is it ?",
-    " ".join(["very very long and not lot"] * 4),
+    " ".join(["very very long and not lot"] * 3),
     "the zero control line",
 ]
 PAIRS = [
@@ -138,7 +138,7 @@ FAMILIES = {
     ),
     "roberta": Family(
         lambda draw, **common: RobertaConfig(**sizes(draw), pad_token_id=1, **common),
-        "mpnet",
+        "roberta",
         BERT_LINEARS,
     ),
     "distilbert": Family(
@@ -151,7 +151,7 @@ FAMILIES = {
     ),
     "deberta-v2": Family(
         deberta,
-        "bert",
+        "deberta",
         ["query_proj", "key_proj", "value_proj", "output.dense", "intermediate.dense"],
         ["pooler"],
     ),
@@ -380,7 +380,7 @@ def check_distilled(name, family, draw, place):
         "data": {"train": {"rows": rows}},
         "teacher": {"model": str(folder), "finetune": {"mode": "lora", "epochs": 2}},
         "lora": {"r": 3, "alpha": 5, "targets": ["all-linear"]},
-        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "max_length": 32},
+        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "max_length": 128},
     }
     (place / "spec.json").write_text(json.dumps(spec))
     out = place / "out" / "kind" / "student"
