@@ -6,12 +6,14 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::files::{read_tensors, write_folder, write_tensors};
+use super::files::{copy_existing, read_tensors, write_folder, write_tensors};
 use super::tensor_names::{self, LORA_A, LORA_B, MAGNITUDE, Stored};
 use super::{AdapterConfig, AdapterError, Bias, TaskConfig};
 use crate::encoder::Family;
 
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+/// How good, fast and large the version is beside its teacher.
+const REPORT: &str = "report.json";
 const PICKLE: &str = "adapter_model.bin";
 
 /// An adapter in memory, checked as far as it can be without its encoder.
@@ -92,6 +94,16 @@ impl AdapterFolder {
         };
         let tensors = self.tensors.iter().map(stored).collect();
         write_tensors(&dir.join(WEIGHTS), &tensors, DType::F32)
+    }
+
+    /// Writes the folder with the report that lies in `source`, the folder that the adapter was
+    /// read from, if there is one; and nothing else of it: folders of checkpoints hold optimizers
+    /// and more.
+    pub fn repack(&self, source: &Path, dir: &Path) -> Result<(), AdapterError> {
+        write_folder(dir, |temporary| {
+            self.write_files(temporary)?;
+            copy_existing(source, temporary, &[REPORT])
+        })
     }
 
     /// Number of trained numbers, head included.

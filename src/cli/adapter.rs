@@ -1,6 +1,5 @@
 //! `kdlora adapter`: PEFT folders from the command line.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +9,6 @@ use clap::{Subcommand, ValueEnum};
 use super::CommandError;
 use crate::adapter::{
     AdapterError, AdapterFolder, Classifier, ProblemType, Summary, TaskConfig, write_classifier,
-    write_folder,
 };
 use crate::config;
 use crate::encoder::Encoder;
@@ -212,14 +210,9 @@ fn import(args: Import) -> Result<(), CommandError> {
     };
     let (_, encoder) = load_student(&args.student.student, &args.student.cache)?;
     let mode = fit(encoder, &adapter)?;
-    // The adapter's own files only: folders of checkpoints hold optimizers and more.
     let place = tempfile::tempdir()?;
     let folder = place.path().join("adapter");
-    adapter.write(&folder)?;
-    let report = args.adapter.join("report.json");
-    if report.is_file() {
-        fs::copy(report, folder.join("report.json"))?;
-    }
+    adapter.repack(&args.adapter, &folder)?;
     let version = with_store(&args.state, |store| async move {
         let version = store
             .add_version(&args.task, &folder, Origin::Imported)
@@ -268,14 +261,7 @@ fn export(args: &Export) -> Result<(), CommandError> {
         }
     })?;
     let adapter = AdapterFolder::read(&version.path)?;
-    let report = version.path.join("report.json");
-    write_folder(&args.out, |folder| {
-        adapter.write_files(folder)?;
-        if report.is_file() {
-            fs::copy(&report, folder.join("report.json"))?;
-        }
-        Ok::<_, CommandError>(())
-    })?;
+    adapter.repack(&version.path, &args.out)?;
     println!("{}", args.out.display());
     Ok(())
 }

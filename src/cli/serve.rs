@@ -23,7 +23,7 @@ use super::CommandError;
 use crate::config::{RawServe, ServeConfig};
 use crate::distill::runner::{LiveHook, Runner, RunnerConfig};
 use crate::encoder::Encoder;
-use crate::http::admin::{self, AdminConfig};
+use crate::http::admin::{self, AdapterCheck, AdminConfig};
 use crate::http::auth::AdminAccess;
 use crate::http::health::Readiness;
 use crate::http::{self, AppState, Limits};
@@ -170,7 +170,9 @@ impl App {
             add_shipped(&store, folder).await?;
         }
         publisher.refresh_all().await?;
-        let admin = start_jobs(&config, &store, publisher, &metrics)?;
+        let tried_on = student.clone();
+        let check_adapter: AdapterCheck = Arc::new(move |folder: &Path| tried_on.check(folder));
+        let admin = start_jobs(&config, &store, publisher, check_adapter, &metrics)?;
 
         let options = Options {
             workers: config.threads,
@@ -217,6 +219,7 @@ fn start_jobs(
     config: &ServeConfig,
     store: &Store,
     publisher: Publisher,
+    check_adapter: AdapterCheck,
     metrics: &Arc<Metrics>,
 ) -> Result<AdminConfig, CommandError> {
     let live_hook = LiveHook::new(move |version| {
@@ -245,6 +248,7 @@ fn start_jobs(
         store: store.clone(),
         runner: Runner::start(store.clone(), runner),
         live_hook,
+        check_adapter,
         student: config.student.clone(),
         data_root: config.data_root.clone(),
         adapters: config.adapters.clone(),

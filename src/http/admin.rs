@@ -1,9 +1,11 @@
 //! The routes of `/admin`: distillation jobs and the versions of tasks.
 //!
+//! - [`adapters`]: takes in an adapter that was made elsewhere.
 //! - [`distill`]: takes a request for a pass, checks it, queues it.
 //! - [`jobs`]: how jobs are doing; cancellation.
 //! - [`versions`]: what there is of a task, promotion, rollback.
 
+mod adapters;
 mod checks;
 mod distill;
 mod jobs;
@@ -12,6 +14,7 @@ mod places;
 mod tests;
 mod upload;
 mod versions;
+mod work_folder;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +27,7 @@ use utoipa_axum::routes;
 use super::error::{ApiError, Problem};
 use crate::distill::runner::{LiveHook, Runner};
 use crate::store::{Store, StoreError};
+pub use adapters::AdapterCheck;
 use places::Places;
 
 /// What the admin routes need.
@@ -37,6 +41,8 @@ pub struct AdminConfig {
     pub data_root: Option<PathBuf>,
     /// The encoder that serves, as the user named it.
     pub student: String,
+    /// Tries an adapter on the student that serves.
+    pub check_adapter: AdapterCheck,
     /// Folder of the ready-made adapters; those of teachers are `{adapters}/{name}/teacher`.
     pub adapters: Option<PathBuf>,
     /// Bytes of a request with uploaded files.
@@ -49,6 +55,7 @@ struct Admin {
     store: Store,
     runner: Runner,
     live_hook: LiveHook,
+    check_adapter: AdapterCheck,
     places: Arc<Places>,
     /// A data set is read into memory to be checked: one at a time.
     checks: Arc<Semaphore>,
@@ -61,6 +68,7 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         store: config.store,
         runner: config.runner,
         live_hook: config.live_hook,
+        check_adapter: config.check_adapter,
         places: Arc::new(Places {
             student: config.student,
             data_root: config.data_root,
@@ -70,6 +78,7 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
     };
     OpenApiRouter::new()
         .routes(routes!(distill::distill).layer(upload))
+        .routes(routes!(adapters::import).layer(upload))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(versions::list))
@@ -89,7 +98,7 @@ impl From<StoreError> for ApiError {
             | StoreError::NothingToRollBack(_)
             | StoreError::JobOver { .. }
             | StoreError::KeyReused { .. } => Problem::Conflict,
-            StoreError::NotPlainFiles(_) => Problem::Unusable,
+            StoreError::NotPlainFiles(_) | StoreError::BadReport { .. } => Problem::Unusable,
             _ => return Self::internal(error),
         };
         problem.with(error.to_string())

@@ -174,6 +174,11 @@ impl Publisher {
 type Loaded = LiveTask;
 
 impl Student {
+    /// Whether the adapter of `folder` can answer.
+    pub fn check(&self, folder: &Path) -> Result<(), PublishError> {
+        self.load(folder, Mode::Hot).map(drop)
+    }
+
     /// Reads the adapter of `folder`, puts it on the encoder, and lets it answer a text. An adapter
     /// that can't be hot is merged.
     fn load(&self, folder: &Path, mode: Mode) -> Result<Loaded, PublishError> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -11,6 +11,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::upload::{self, Upload};
+use super::work_folder::WorkFolder;
 use super::{Admin, checks, to_the_end};
 use crate::distill::spec::{DistillSpec, SplitSpec};
 use crate::http::error::{ApiError, Problem, problem_set};
@@ -68,7 +69,7 @@ pub(super) async fn distill(
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(&headers)?;
     let id = NewJob::id();
-    let folder = JobFolder::new(admin.store.job_folder(&id));
+    let folder = WorkFolder::new(admin.store.job_folder(&id));
     let upload = upload::receive(request, &folder.data()).await?;
     if let Some(key) = &key
         && let Some(job) = admin.store.repeated_job(key, &upload.digest).await?
@@ -86,7 +87,7 @@ impl Admin {
         id: String,
         idempotency_key: Option<String>,
         upload: Upload,
-        folder: JobFolder,
+        folder: WorkFolder,
     ) -> Result<Job, ApiError> {
         let request_digest = upload.digest.clone();
         let places = self.places.clone();
@@ -144,22 +145,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     }
 }
 
-/// The folder of a job that does not exist yet; removed again unless the job comes to be.
-struct JobFolder {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl JobFolder {
-    fn new(path: PathBuf) -> Self {
-        Self { path, keep: false }
-    }
-
-    /// Where the rows are.
-    fn data(&self) -> PathBuf {
-        self.path.join("data")
-    }
-
+impl WorkFolder {
     /// Moves rows out of the spec into files: the database and the process's spec stay small.
     fn write_rows(&self, spec: &mut DistillSpec) -> io::Result<()> {
         let data = &mut spec.data;
@@ -181,17 +167,6 @@ impl JobFolder {
             File::open(folder)?.sync_all()?;
         }
         Ok(())
-    }
-}
-
-impl Drop for JobFolder {
-    fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = std::fs::remove_dir_all(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(folder = %self.path.display(), %error, "could not remove an upload");
-        }
     }
 }
 

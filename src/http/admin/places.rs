@@ -130,6 +130,15 @@ impl Places {
         adapters
     }
 
+    /// The whole path of a folder that the client named.
+    pub(super) fn folder(&self, field: &str, path: &Path) -> Result<PathBuf, ApiError> {
+        let path = self.below_root(field, path)?;
+        match path.is_dir() {
+            true => Ok(path),
+            false => Err(Problem::Unusable.with(format!("{field} is not a folder"))),
+        }
+    }
+
     /// The canonical form of a path that the client gave, which must lie below the data root with
     /// all links followed. Whether something outside exists is not told.
     fn below_root(&self, field: &str, path: &Path) -> Result<PathBuf, ApiError> {

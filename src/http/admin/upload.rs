@@ -1,4 +1,4 @@
-//! The body of `POST /admin/distill`, as JSON or as a form with files, taken in.
+//! Bodies that are JSON or a form with files, taken in.
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,9 @@ pub(super) const MAX_JSON_BYTES: usize = 32 * 1024 * 1024;
 /// Endings of the data files that can be read.
 const ENDINGS: [&str; 5] = ["jsonl", "ndjson", "json", "csv", "tsv"];
 
+/// Parts of a form that are data.
+const SPLITS: [&str; 3] = ["train", "validation", "test"];
+
 /// What a request has brought.
 #[derive(Debug)]
 pub(super) struct Upload {
@@ -30,13 +33,14 @@ pub(super) struct Upload {
     pub(super) digest: String,
 }
 
-/// Reads the body; files go to `folder`, which is made for them.
+/// Reads the body of `POST /admin/distill`; files go to `folder`, which is made for them.
 pub(super) async fn receive(mut request: Request, folder: &Path) -> Result<Upload, ApiError> {
     if is_form(&request) {
         let form = Multipart::from_request(request, &())
             .await
             .map_err(|error| Problem::InvalidBody.with(error.body_text()))?;
-        return receive_form(form, folder).await;
+        let (spec, files) = receive_form(form, folder, &SPLITS, ending_of).await?;
+        return assemble(spec, files);
     }
     DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
     let body = Json::<Value>::from_request(request, &()).await;
@@ -61,45 +65,54 @@ pub(super) async fn receive(mut request: Request, folder: &Path) -> Result<Uploa
     })
 }
 
-fn is_form(request: &Request) -> bool {
+pub(super) fn is_form(request: &Request) -> bool {
     let kind = request.headers().get(header::CONTENT_TYPE);
     kind.and_then(|kind| kind.to_str().ok())
         .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("multipart/form-data"))
 }
 
-struct ReceivedFile {
-    split: &'static str,
+pub(super) struct ReceivedFile {
+    /// Of the part.
+    pub(super) name: &'static str,
     path: PathBuf,
     digest: String,
 }
 
-async fn receive_form(mut form: Multipart, folder: &Path) -> Result<Upload, ApiError> {
+/// Reads a form of a part `spec` and the files `names`, which go to `folder`, each under the name
+/// that `file_name` gives for its part.
+pub(super) async fn receive_form(
+    mut form: Multipart,
+    folder: &Path,
+    names: &[&'static str],
+    file_name: impl Fn(&Field<'_>, &str) -> Result<String, ApiError>,
+) -> Result<(Value, Vec<ReceivedFile>), ApiError> {
     let mut spec = None;
     let mut files: Vec<ReceivedFile> = Vec::new();
     while let Some(field) = form.next_field().await.map_err(form_error)? {
         let name = field.name().unwrap_or_default().to_owned();
-        let split = ["train", "validation", "test"]
-            .into_iter()
-            .find(|split| *split == name);
+        let known = names.iter().copied().find(|known| *known == name);
         let twice =
-            spec.is_some() && name == "spec" || files.iter().any(|file| Some(file.split) == split);
+            spec.is_some() && name == "spec" || files.iter().any(|file| Some(file.name) == known);
         if twice {
             return Err(invalid(format!("the form has two parts `{name}`")));
         }
-        match split {
-            Some(split) => files.push(receive_file(field, split, folder).await?),
+        match known {
+            Some(known) => {
+                let path = folder.join(file_name(&field, known)?);
+                files.push(receive_file(field, known, path).await?);
+            }
             None if name == "spec" => spec = Some(receive_spec(field).await?),
             None => {
                 return Err(invalid(format!(
-                    "the form has a part `{name}`; its parts are `spec` (JSON) and the files \
-                     `train`, `validation`, `test`"
+                    "the form has a part `{name}`; its parts are `spec` (JSON) and the files `{}`",
+                    names.join("`, `")
                 )));
             }
         }
     }
     let spec =
         spec.ok_or_else(|| invalid("the form has no part `spec` with the request as JSON"))?;
-    assemble(spec, files)
+    Ok((spec, files))
 }
 
 async fn receive_spec(mut field: Field<'_>) -> Result<Value, ApiError> {
@@ -115,14 +128,13 @@ async fn receive_spec(mut field: Field<'_>) -> Result<Value, ApiError> {
         .map_err(|error| Problem::NotJson.with(format!("the part `spec`: {error}")))
 }
 
-/// Streams a part to `folder/{split}.{ending}`, and flushes it to the disk.
+/// Streams a part to `path`, and flushes it to the disk.
 async fn receive_file(
     mut field: Field<'_>,
-    split: &'static str,
-    folder: &Path,
+    name: &'static str,
+    path: PathBuf,
 ) -> Result<ReceivedFile, ApiError> {
-    let ending = ending_of(&field, split)?;
-    let path = folder.join(format!("{split}.{ending}"));
+    let folder = path.parent().unwrap_or(&path);
     fs::create_dir_all(folder)
         .await
         .map_err(ApiError::internal)?;
@@ -135,18 +147,19 @@ async fn receive_file(
     file.flush().await.map_err(ApiError::internal)?;
     file.sync_all().await.map_err(ApiError::internal)?;
     Ok(ReceivedFile {
-        split,
+        name,
         path,
         digest: hex(digest),
     })
 }
 
-/// The format is told by the name that the file has at the client.
-fn ending_of(field: &Field<'_>, split: &str) -> Result<&'static str, ApiError> {
+/// The split with the ending of the name that the file has at the client, which tells its format.
+fn ending_of(field: &Field<'_>, split: &str) -> Result<String, ApiError> {
     let name = field.file_name().unwrap_or_default().to_lowercase();
     ENDINGS
         .into_iter()
         .find(|ending| name.ends_with(&format!(".{ending}")))
+        .map(|ending| format!("{split}.{ending}"))
         .ok_or_else(|| {
             invalid(format!(
                 "the part `{split}` must be a file whose name ends in .{}, so that its format is \
@@ -161,7 +174,7 @@ fn assemble(mut spec: Value, files: Vec<ReceivedFile>) -> Result<Upload, ApiErro
     let mut digest = Sha256::new();
     digest.update(spec.to_string());
     for file in &files {
-        digest.update(format!("\n{} {}", file.split, file.digest));
+        digest.update(format!("\n{} {}", file.name, file.digest));
     }
     let fields = spec
         .as_object_mut()
@@ -172,15 +185,15 @@ fn assemble(mut spec: Value, files: Vec<ReceivedFile>) -> Result<Upload, ApiErro
         .ok_or_else(|| invalid("`data` in the part `spec` must be a JSON object"))?;
     for file in &files {
         let path = json!({ "path": file.path });
-        if data.insert(file.split.to_owned(), path).is_some() {
-            let split = file.split;
+        if data.insert(file.name.to_owned(), path).is_some() {
+            let split = file.name;
             return Err(invalid(format!(
                 "the {split} rows come twice: in the part `spec` and in the part `{split}`"
             )));
         }
     }
     Ok(Upload {
-        splits: files.iter().map(|file| file.split).collect(),
+        splits: files.iter().map(|file| file.name).collect(),
         digest: hex(digest),
         spec,
     })

@@ -113,7 +113,7 @@ pub(super) async fn rollback(
 }
 
 impl Admin {
-    async fn apply(&self, version: Version) -> Result<Json<Version>, ApiError> {
+    pub(super) async fn apply(&self, version: Version) -> Result<Json<Version>, ApiError> {
         match self.live_hook.apply(&self.store, version.clone()).await {
             Ok(()) => Ok(Json(version)),
             Err(error) => Err(Problem::Unusable.with(format!(

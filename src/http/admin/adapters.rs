@@ -1,0 +1,173 @@
+//! `POST /admin/adapters`: takes an adapter of PEFT in as a version.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::extract::multipart::Field;
+use axum::extract::{FromRequest, Multipart, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::upload::{is_form, receive_form};
+use super::work_folder::WorkFolder;
+use super::{Admin, to_the_end};
+use crate::adapter::AdapterFolder;
+use crate::http::error::{ApiError, Problem, problem_set};
+use crate::http::extract::Json;
+use crate::serving::PublishError;
+use crate::store::{NewJob, Origin, Version};
+use crate::telemetry::chain;
+
+/// Whether the adapter of a folder can answer with the student that serves. Blocks.
+pub type AdapterCheck = Arc<dyn Fn(&Path) -> Result<(), PublishError> + Send + Sync>;
+
+/// The files of an adapter, as parts of a form.
+const FILES: [&str; 4] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.json",
+    "report.json",
+];
+
+/// An adapter that is to be a version of a task.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewAdapter {
+    /// `[a-z0-9][a-z0-9-]*`; a task that is not there yet is made.
+    task: String,
+    /// The adapter's folder below the data root; left out of a form, which brings the files.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    path: Option<PathBuf>,
+    /// Let the task answer with it at once.
+    #[serde(default)]
+    promote: bool,
+}
+
+/// The form of a request with the adapter's files.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a form that is read part by part")]
+pub(super) struct AdapterForm {
+    /// The request as JSON, without `path`.
+    #[schema(value_type = Object)]
+    spec: String,
+    /// PEFT's description.
+    #[schema(rename = "adapter_config.json", value_type = String, format = Binary)]
+    adapter_config: Vec<u8>,
+    /// The weights.
+    #[schema(rename = "adapter_model.safetensors", value_type = String, format = Binary)]
+    adapter_model: Vec<u8>,
+    /// The labels (`id2label`) and the `problem_type`.
+    #[schema(rename = "config.json", value_type = String, format = Binary)]
+    config: Vec<u8>,
+    /// What `kdlora distill` has written beside it.
+    #[schema(rename = "report.json", value_type = Option<String>, format = Binary)]
+    report: Vec<u8>,
+}
+
+problem_set!(
+    ImportErrors: NotJson, Unauthorized, Forbidden, TooLarge, UnsupportedMediaType, InvalidBody,
+    Unusable, Internal
+);
+
+/// Add an adapter that PEFT or kdlora has made as a version of a task.
+///
+/// It is checked first: every tensor must have its place in the student, and the adapter must answer
+/// a first text.
+#[utoipa::path(
+    post, path = "/admin/adapters", tag = "admin", operation_id = "import_adapter",
+    request_body(content(
+        (NewAdapter = "application/json"),
+        (AdapterForm = "multipart/form-data")
+    )),
+    responses(
+        (status = 201, body = Version, headers(
+            ("Location" = String, description = "Address of the task's versions")
+        )),
+        ImportErrors
+    )
+)]
+pub(super) async fn import(
+    State(admin): State<Admin>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let folder = WorkFolder::new(admin.store.job_folder(&NewJob::id()));
+    let (new, source) = match is_form(&request) {
+        true => receive(request, &folder.data()).await?,
+        false => {
+            let Json(new) = Json::<NewAdapter>::from_request(request, &()).await?;
+            let Some(path) = &new.path else {
+                return Err(Problem::InvalidBody.with(
+                    "name the adapter's folder (below the data root) as `path`, or send its files \
+                     as multipart/form-data",
+                ));
+            };
+            let source = admin.places.folder("path", path)?;
+            (new, source)
+        }
+    };
+    let version = to_the_end(async move { admin.import(new, source, folder).await }).await?;
+    let location = format!("/admin/tasks/{}/versions", version.task);
+    let headers = [(header::LOCATION, location)];
+    Ok((StatusCode::CREATED, headers, Json(version)).into_response())
+}
+
+/// Takes the files of a form into `folder`.
+async fn receive(request: Request, folder: &Path) -> Result<(NewAdapter, PathBuf), ApiError> {
+    let form = Multipart::from_request(request, &())
+        .await
+        .map_err(|error| Problem::InvalidBody.with(error.body_text()))?;
+    let (spec, _) = receive_form(form, folder, &FILES, own_name).await?;
+    let new: NewAdapter = serde_json::from_value(spec)
+        .map_err(|error| Problem::InvalidBody.with(format!("the part `spec`: {error}")))?;
+    if new.path.is_some() {
+        return Err(Problem::InvalidBody.with("a form brings the files; leave out `path`"));
+    }
+    Ok((new, folder.to_owned()))
+}
+
+fn own_name(_: &Field<'_>, name: &str) -> Result<String, ApiError> {
+    Ok(name.to_owned())
+}
+
+impl Admin {
+    async fn import(
+        &self,
+        new: NewAdapter,
+        source: PathBuf,
+        folder: WorkFolder,
+    ) -> Result<Version, ApiError> {
+        let check = Arc::clone(&self.check_adapter);
+        let repacked = folder.path.join("adapter");
+        let place = repacked.clone();
+        let checked = tokio::task::spawn_blocking(move || repack(&source, &place, &check)).await;
+        checked.map_err(ApiError::internal)??;
+        let store = &self.store;
+        let version = store
+            .add_version(&new.task, &repacked, Origin::Imported)
+            .await?;
+        drop(folder);
+        if !new.promote {
+            return Ok(version);
+        }
+        let number = version.version;
+        let live = store
+            .promote(&new.task, number, "admin", "promoted on import")
+            .await?;
+        self.apply(live).await.map(|Json(version)| version)
+    }
+}
+
+/// Puts the adapter's own files, read and written anew, into `folder`, if it can be used.
+fn repack(source: &Path, folder: &Path, check: &AdapterCheck) -> Result<(), ApiError> {
+    let unusable = |error: &dyn std::error::Error| {
+        let shown = format!("{}/", source.display());
+        let reason = chain(error).replace(&shown, "");
+        Problem::Unusable.with(format!("the adapter cannot be used: {reason}"))
+    };
+    let adapter = AdapterFolder::read(source).map_err(|error| unusable(&error))?;
+    adapter.repack(source, folder).map_err(ApiError::internal)?;
+    check(folder).map_err(|error| unusable(&error))
+}

@@ -1,0 +1,231 @@
+//! Adapters of PEFT from the command line and over HTTP, into real servers.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{Install, Server, golden};
+use reqwest::multipart::{Form, Part};
+use serde_json::{Value, json};
+
+const DORA: &str = "adapters/bert-pairs-dora";
+
+fn kdlora(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kdlora"))
+        .args(["--log", "warn", "adapter"])
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+fn printed(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn refused(output: &Output) -> String {
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+async fn answer(server: &Server, task: &str) -> Value {
+    let body = json!({"inputs": "7 h o", "raw_scores": true});
+    let (status, answer) = server.post(&format!("/v1/classify/{task}"), &body).await;
+    assert_eq!(status, 200, "{answer}");
+    answer["predictions"].clone()
+}
+
+#[test]
+fn an_adapter_is_described() {
+    let install = Install::of("bert-pairs");
+    let (adapter, student) = (golden(DORA), install.student());
+    let arguments = ["inspect", text(&adapter), "--student", text(&student)];
+    let shown = printed(&kdlora(&arguments));
+    for part in [
+        "DoRA, rsLoRA",
+        "8 linears: dense, query, value",
+        "f32",
+        "hot",
+    ] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+    let arguments = [&arguments[..], &["--json"]].concat();
+    let json: Value = serde_json::from_str(&printed(&kdlora(&arguments))).expect("JSON");
+    assert_eq!(json["ranks"], json!([3]));
+    assert_eq!(json["labels"], json!(["label 0", "label 1"]));
+    assert_eq!(json["student"]["mode"], "hot");
+
+    let half = golden("adapters/bert-pairs-half");
+    assert!(printed(&kdlora(&["inspect", text(&half)])).contains("f16"));
+    let other = golden("adapters/mpnet-classes-qv");
+    let error = refused(&kdlora(&[
+        "inspect",
+        text(&other),
+        "--student",
+        text(&student),
+    ]));
+    assert!(error.contains("not a part of a bert model"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_imported_is_served_and_exported_as_it_was() {
+    let install = Install::of("bert-pairs");
+    let (adapter, student, state) = (golden(DORA), install.student(), install.state());
+    let import = ["import", text(&adapter), "--student", text(&student)];
+    let into = ["--task", "mood", "--state", text(&state), "--promote"];
+    let line = printed(&kdlora(&[&import[..], &into[..]].concat()));
+    assert_eq!(line, "version 1 of mood (hot, live)");
+
+    install.ship("shipped", "bert-pairs-dora");
+    let server = install.start();
+    assert_eq!(
+        answer(&server, "mood").await,
+        answer(&server, "shipped").await
+    );
+    let error = refused(&kdlora(&[&import[..], &into[..]].concat()));
+    assert!(error.contains("in use by another server"), "{error}");
+    drop(server);
+
+    let out = state.with_extension("out");
+    let export = [
+        "export",
+        "mood@1",
+        "--state",
+        text(&state),
+        "--out",
+        text(&out),
+    ];
+    printed(&kdlora(&export));
+    let bytes = |folder: &Path| fs::read(folder.join("config.json")).expect("the file");
+    let config: Value = serde_json::from_slice(&bytes(&out)).expect("JSON");
+    assert_eq!(config["id2label"]["1"], "label 1");
+    let error = refused(&kdlora(&export));
+    assert!(error.contains("exists already"), "{error}");
+    let none = ["export", "nothing", "--state", text(&state), "--out", "x"];
+    assert!(refused(&kdlora(&none)).contains("no task 'nothing'"));
+}
+
+#[test]
+fn labels_that_pefts_files_lack_are_given_by_hand() {
+    let install = Install::of("bert-pairs");
+    let bare = install.state().with_extension("bare");
+    fs::create_dir(&bare).expect("a folder");
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(golden(DORA).join(file), bare.join(file)).expect("a copy");
+    }
+    let (student, state) = (install.student(), install.state());
+    let import = ["import", text(&bare), "--student", text(&student)];
+    let into = ["--task", "mood", "--state", text(&state)];
+    let error = refused(&kdlora(&[&import[..], &into[..]].concat()));
+    assert!(error.contains("config.json is missing"), "{error}");
+    let labels = ["--labels", "bad,good"];
+    let line = printed(&kdlora(&[&import[..], &into[..], &labels[..]].concat()));
+    assert_eq!(line, "version 1 of mood (hot)");
+    let labels = ["--labels", "bad,fair,good"];
+    let error = refused(&kdlora(&[&import[..], &into[..], &labels[..]].concat()));
+    assert!(error.contains("2 outputs"), "{error}");
+}
+
+async fn import(server: &Server, form: Form) -> (u16, Value) {
+    let request = server.client.post(format!("{}/admin/adapters", server.url));
+    let response = request.multipart(form).send().await.expect("an answer");
+    let status = response.status().as_u16();
+    (status, response.json().await.expect("JSON"))
+}
+
+/// The files of a golden adapter, those that `keep` lets through.
+fn files(adapter: &str, spec: &Value, keep: impl Fn(&str) -> bool) -> Form {
+    let mut form = Form::new().text("spec", spec.to_string());
+    for entry in fs::read_dir(golden(adapter)).expect("the golden files") {
+        let entry = entry.expect("a file");
+        let name = entry.file_name().into_string().expect("UTF-8");
+        if keep(&name) {
+            let bytes = fs::read(entry.path()).expect("the file");
+            form = form.part(name.clone(), Part::bytes(bytes).file_name(name));
+        }
+    }
+    form
+}
+
+#[tokio::test]
+async fn a_running_server_takes_adapters_in() {
+    let install = Install::of("bert-pairs");
+    install.ship("shipped", "bert-pairs-dora");
+    let root = golden("adapters");
+    let server = Server::start(install.command().arg("--data-root").arg(&root));
+    let expected = answer(&server, "shipped").await;
+
+    let spec = json!({"task": "sent", "promote": true});
+    let (status, version) = import(&server, files(DORA, &spec, |_| true)).await;
+    assert_eq!(status, 201, "{version}");
+    assert_eq!(version["version"], 1);
+    assert_eq!(version["origin"], "imported");
+    assert_eq!(answer(&server, "sent").await, expected);
+
+    let named = json!({"task": "named", "path": "bert-pairs-dora", "promote": true});
+    let (status, version) = server.post("/admin/adapters", &named).await;
+    assert_eq!((status, &version["live"]), (201, &json!(true)), "{version}");
+    assert_eq!(answer(&server, "named").await, expected);
+
+    let waiting = json!({"task": "named", "path": "bert-pairs-qv"});
+    let (status, version) = server.post("/admin/adapters", &waiting).await;
+    assert_eq!((status, &version["version"]), (201, &json!(2)), "{version}");
+    assert_eq!(answer(&server, "named").await, expected);
+}
+
+#[tokio::test]
+async fn an_adapter_that_cannot_be_used_is_refused_and_leaves_nothing() {
+    let install = Install::of("bert-pairs");
+    let root = golden("adapters");
+    let server = Server::start(install.command().arg("--data-root").arg(&root));
+    let spec = json!({"task": "mood"});
+    let whole = |_: &str| true;
+    for (form, reason) in [
+        (
+            files(DORA, &spec, |name| name != "config.json"),
+            "config.json",
+        ),
+        (
+            files(DORA, &spec, |name| name != "adapter_model.safetensors"),
+            "adapter_model.safetensors",
+        ),
+        (
+            files("adapters/mpnet-classes-qv", &spec, whole),
+            "bert model",
+        ),
+        (files(DORA, &json!({"task": "No Name"}), whole), "No Name"),
+        (files(DORA, &json!({"tusk": "mood"}), whole), "tusk"),
+        (files(DORA, &spec, whole).text("extra", "y"), "part `extra`"),
+        (Form::new().text("spec", spec.to_string()), "missing"),
+    ] {
+        let (status, problem) = import(&server, form).await;
+        let detail = problem["detail"].as_str().expect("a sentence");
+        assert_eq!(status, 422, "{problem}");
+        assert!(detail.contains(reason), "{reason} in {detail}");
+        let state = install.state();
+        assert!(!detail.contains(text(&state)), "{detail}");
+    }
+    for (path, reason) in [
+        ("../../../etc", "data root"),
+        ("nowhere", "nowhere"),
+        ("mpnet-classes-qv", "bert model"),
+        ("bert-pairs-dora/config.json", "not a folder"),
+    ] {
+        let body = json!({"task": "mood", "path": path});
+        let (status, problem) = server.post("/admin/adapters", &body).await;
+        assert_eq!(status, 422, "{problem}");
+        let detail = problem["detail"].as_str().expect("a sentence");
+        assert!(detail.contains(reason), "{reason} in {detail}");
+    }
+    let (status, _) = server.get("/admin/tasks/mood/versions").await;
+    assert_eq!(status, 404);
+    let jobs = fs::read_dir(install.state().join("jobs")).expect("the folder");
+    assert_eq!(jobs.count(), 0);
+}
