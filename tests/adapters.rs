@@ -229,3 +229,38 @@ async fn an_adapter_that_cannot_be_used_is_refused_and_leaves_nothing() {
     let jobs = fs::read_dir(install.state().join("jobs")).expect("the folder");
     assert_eq!(jobs.count(), 0);
 }
+
+#[tokio::test]
+async fn a_task_changes_its_mode_at_once_and_keeps_it() {
+    let install = Install::of("bert-pairs");
+    install.ship("mood", "bert-pairs-dora");
+    let server = install.start();
+    let mode = async |server: &Server| server.get("/v1/tasks/mood").await.1["mode"].clone();
+    let hot = answer(&server, "mood").await;
+    assert_eq!(mode(&server).await, "hot");
+
+    let route = "/admin/tasks/mood/mode";
+    let (status, set) = server.post(route, &json!({"mode": "merged"})).await;
+    assert_eq!((status, &set["mode"]), (200, &json!("merged")), "{set}");
+    assert_eq!(mode(&server).await, "merged");
+    let merged = answer(&server, "mood").await;
+    for label in ["label 0", "label 1"] {
+        let score = |answer: &Value| answer[0]["scores"][label].as_f64().expect("a score");
+        assert!(
+            (score(&hot) - score(&merged)).abs() < 1e-4,
+            "{hot} {merged}"
+        );
+    }
+    let (status, _) = server.post(route, &json!({"mode": "cold"})).await;
+    assert_eq!(status, 422);
+    let other = "/admin/tasks/nothing/mode";
+    let (status, _) = server.post(other, &json!({"mode": "hot"})).await;
+    assert_eq!(status, 404);
+    drop(server);
+
+    let server = install.start();
+    assert_eq!(mode(&server).await, "merged");
+    server.post(route, &json!({"mode": "hot"})).await;
+    assert_eq!(mode(&server).await, "hot");
+    assert_eq!(answer(&server, "mood").await, hot);
+}

@@ -47,11 +47,16 @@ impl LiveHook {
         Self(Arc::new(move |version| Box::pin(hook(version))))
     }
 
+    /// Takes the task's live version into service as the store describes it by then.
+    pub async fn refresh(&self, version: Version) -> Result<(), HookError> {
+        (self.0)(version).await
+    }
+
     /// Takes the version into service. If that fails, the task's row goes back to the version
     /// that it has been answering with all along.
     pub async fn apply(&self, store: &Store, version: Version) -> Result<(), HookError> {
         let task = version.task.clone();
-        let Err(error) = (self.0)(version).await else {
+        let Err(error) = self.refresh(version).await else {
             return Ok(());
         };
         let reason = format!("could not be taken into service: {error}");

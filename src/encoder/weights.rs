@@ -169,3 +169,54 @@ pub(super) fn check_shape(
         expected: expected.to_vec(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_checkpoints_are_brought_to_one_form() {
+        let query = "encoder.layer.0.attention.self.query.weight";
+        for (family, stored, name) in [
+            (Family::Bert, format!("bert.{query}"), Some(query)),
+            (Family::Bert, query.to_owned(), Some(query)),
+            (
+                Family::Bert,
+                "bert.embeddings.LayerNorm.gamma".into(),
+                Some("embeddings.LayerNorm.weight"),
+            ),
+            (
+                Family::Bert,
+                "bert.embeddings.LayerNorm.beta".into(),
+                Some("embeddings.LayerNorm.bias"),
+            ),
+            (
+                Family::Bert,
+                "bert.pooler.dense.bias".into(),
+                Some("pooler.dense.bias"),
+            ),
+            (
+                Family::DebertaV2,
+                "pooler.dense.bias".into(),
+                Some("pooler.dense.bias"),
+            ),
+            (
+                Family::DistilBert,
+                "pre_classifier.bias".into(),
+                Some("pre_classifier.bias"),
+            ),
+            // What classification does not use.
+            (Family::Mpnet, "pooler.dense.bias".into(), None),
+            (Family::Bert, "cls.predictions.bias".into(), None),
+            (Family::Roberta, "lm_head.dense.weight".into(), None),
+            (
+                Family::DebertaV2,
+                "lm_predictions.lm_head.bias".into(),
+                None,
+            ),
+            (Family::Bert, "bert.embeddings.position_ids".into(), None),
+        ] {
+            assert_eq!(name_here(family, &stored).as_deref(), name, "{stored}");
+        }
+    }
+}

@@ -84,6 +84,7 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         .routes(routes!(versions::list))
         .routes(routes!(versions::promote))
         .routes(routes!(versions::rollback))
+        .routes(routes!(versions::set_mode))
         .with_state(admin)
 }
 

@@ -19,10 +19,6 @@ use crate::serving::{self, Answer, LiveTask, ServingError, Timings};
 use crate::telemetry::{Outcome, RequestGuard};
 use crate::text::TokenizerError;
 
-/// How long a client that meets a full queue should wait: about what a full queue takes to
-/// shrink by a request.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 /// Texts to classify.
 #[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -169,9 +165,9 @@ fn server_timing(answer: &Answer) -> Result<HeaderValue, ApiError> {
 
 fn serving_error(error: ServingError, timeout: Duration) -> ApiError {
     match error {
-        ServingError::Full => Problem::QueueFull
+        ServingError::Full { retry_after } => Problem::QueueFull
             .with("the server has as much work as it takes; try again in a moment")
-            .retry_after(RETRY_AFTER),
+            .retry_after(retry_after),
         ServingError::Tokenize {
             index,
             error: TokenizerError::TooLong { tokens, max_length },

@@ -9,9 +9,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::AppState;
 use super::error::{ApiError, Problem, problem_set};
 use super::extract::{Json, Path, Query};
-use crate::adapter::ProblemType;
+use crate::adapter::{Mode, ProblemType};
 use crate::distill::report::Report;
-use crate::serving::{LiveTask, Mode};
+use crate::serving::LiveTask;
 
 /// A task that answers.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::{LiveTask, Model, ModelError, Options, Serving, TaskSegment, Tokenize};
-use crate::adapter::{ProblemType, TaskConfig};
+use crate::adapter::{Mode, ProblemType, TaskConfig};
 use crate::encoder::{Encoder, EncoderConfig, Family, RelativeAttention, TaskWeights, Weights};
 use crate::telemetry::Metrics;
 use crate::text::{Input, PackedBatch, Sequence, TokenizerError, Truncation};
@@ -34,6 +34,7 @@ pub(crate) fn task(name: &str, version: u64) -> LiveTask {
         },
         weights: weights(),
         merged: None,
+        asked_mode: Mode::Hot,
         weight_bytes: 0,
         report: None,
         max_length: 20,

@@ -16,13 +16,14 @@ pub(crate) mod fixture;
 mod model;
 mod publisher;
 mod queue;
+mod rate;
 mod tasks;
 #[cfg(test)]
 mod tests;
 mod tokenizing;
 mod worker;
 
-pub use model::{Mode, Model, ModelError, TaskSegment};
+pub use model::{Model, ModelError, TaskSegment};
 pub use publisher::{MergedTasks, PublishError, Publisher, Student};
 pub use tasks::{LiveTask, TaskTable};
 pub use tokenizing::Tokenize;
@@ -38,6 +39,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::telemetry::Metrics;
 use crate::text::{Input, TokenizerError};
 use queue::{Computed, Item, Pending, Queue};
+use rate::ServiceRate;
 use tokenizing::TokenizerPool;
 
 /// How the engine is set up.
@@ -87,7 +89,10 @@ pub struct Timings {
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
     #[error("the queue is full")]
-    Full,
+    Full {
+        /// What the work in the engine takes, as fast as it is done at present.
+        retry_after: Duration,
+    },
     #[error("input {index} can't be tokenised")]
     Tokenize {
         /// Place of the input in the request.
@@ -107,6 +112,8 @@ pub struct Serving {
     admission: Arc<Semaphore>,
     tokenizers: TokenizerPool,
     queue: Arc<Queue>,
+    rate: Arc<ServiceRate>,
+    max_queue: usize,
 }
 
 impl Serving {
@@ -122,13 +129,15 @@ impl Serving {
             admission: Arc::new(Semaphore::new(options.max_queue)),
             tokenizers: TokenizerPool::start(tokenizer, options.tokenizer_threads)?,
             queue: Arc::clone(&queue),
+            rate: Arc::new(ServiceRate::new(options.workers)),
+            max_queue: options.max_queue,
         };
         for i in 0..options.workers {
             let (model, queue) = (Arc::clone(&model), Arc::clone(&queue));
-            let metrics = Arc::clone(&metrics);
+            let (metrics, rate) = (Arc::clone(&metrics), Arc::clone(&serving.rate));
             thread::Builder::new()
                 .name(format!("worker-{i}"))
-                .spawn(move || worker::work(&*model, &queue, &metrics))?;
+                .spawn(move || worker::work(&*model, &queue, &metrics, &rate))?;
         }
         Ok(serving)
     }
@@ -144,10 +153,15 @@ impl Serving {
     /// Permits for all sequences of a request or none, without waiting: a client that is told at
     /// once can go elsewhere.
     fn admit(&self, sequences: usize) -> Result<OwnedSemaphorePermit, ServingError> {
-        let sequences = u32::try_from(sequences).map_err(|_| ServingError::Full)?;
-        Arc::clone(&self.admission)
-            .try_acquire_many_owned(sequences)
-            .map_err(|_| ServingError::Full)
+        let permits = u32::try_from(sequences).ok();
+        let admission = Arc::clone(&self.admission);
+        let permit = permits.and_then(|permits| admission.try_acquire_many_owned(permits).ok());
+        permit.ok_or_else(|| {
+            let inside = self.max_queue - self.admission.available_permits().min(self.max_queue);
+            ServingError::Full {
+                retry_after: self.rate.wait(inside),
+            }
+        })
     }
 
     async fn answer(

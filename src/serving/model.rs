@@ -89,13 +89,3 @@ fn pass(
         .collect();
     encoder.logits(batch, &segments)
 }
-
-/// How a task's adapter meets the student.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Low-rank terms beside the shared encoder, in batches with other tasks.
-    Hot,
-    /// Folded into an encoder of its own.
-    Merged,
-}

@@ -9,8 +9,8 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::task::{JoinError, spawn_blocking};
 
-use super::{LiveTask, Mode, Model, ModelError, TaskSegment, TaskTable};
-use crate::adapter::{AdapterError, AdapterFolder, Classifier};
+use super::{LiveTask, Model, ModelError, TaskSegment, TaskTable};
+use crate::adapter::{AdapterError, AdapterFolder, Classifier, Mode};
 use crate::encoder::Encoder;
 use crate::store::{Store, StoreError, Version};
 use crate::telemetry::{MeasuredLatency, Metrics};
@@ -99,16 +99,19 @@ impl Publisher {
         }
     }
 
-    /// Makes the table answer with what the store says is live; `None` if the task has no live
+    /// Makes the table answer with what the store says is live, in the mode that it says; `None` if the task has no live
     /// version. Until this ends, and if it fails, the version before goes on answering.
     pub async fn refresh(&self, task: &str) -> Result<Option<u64>, PublishError> {
         let _change = self.change.lock().await;
         let Some(version) = self.store.live(task).await? else {
             return Ok(None);
         };
-        let answering = self.tasks.get(task).map(|live| live.version);
-        if answering != Some(version.version) {
-            let loaded = self.load_version(&version).await?;
+        let mode = self.store.mode(task).await?;
+        let mode = mode.unwrap_or_else(|| self.merged.mode(task));
+        let answering = self.tasks.get(task);
+        let answering = answering.map(|live| (live.version, live.asked_mode));
+        if answering != Some((version.version, mode)) {
+            let loaded = self.load_version(&version, mode).await?;
             self.publish(&version, loaded);
         }
         Ok(Some(version.version))
@@ -130,9 +133,8 @@ impl Publisher {
         Ok(())
     }
 
-    async fn load_version(&self, version: &Version) -> Result<Loaded, PublishError> {
+    async fn load_version(&self, version: &Version, mode: Mode) -> Result<Loaded, PublishError> {
         let (student, folder) = (self.student.clone(), version.path.clone());
-        let mode = self.merged.mode(&version.task);
         let loaded = spawn_blocking(move || student.load(&folder, mode)).await??;
         let others: u64 = self
             .tasks
@@ -200,6 +202,7 @@ impl Student {
             version: 0,
             weights,
             merged,
+            asked_mode: mode,
             // f32.
             weight_bytes: 4 * elements as u64,
             report: None,

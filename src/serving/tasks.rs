@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::Mode;
-use crate::adapter::TaskConfig;
+use crate::adapter::{Mode, TaskConfig};
 use crate::encoder::{Encoder, TaskWeights};
 
 /// A version that answers requests. Whoever holds it can finish with it, even after another
@@ -19,6 +18,8 @@ pub struct LiveTask {
     pub weights: TaskWeights,
     /// The encoder with the adapter folded in, for a merged task.
     pub merged: Option<Arc<Encoder>>,
+    /// How the task was to be served; one that can't be hot is merged all the same.
+    pub asked_mode: Mode,
     /// Bytes of memory that the task takes beside the student.
     pub weight_bytes: u64,
     /// The version's `report.json`.

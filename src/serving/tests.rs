@@ -80,7 +80,10 @@ async fn a_request_is_admitted_whole_or_not_at_all() {
     let task = Arc::new(fixture::task("mood", 1));
     let first = computing(&serving, &mut keeper, request(&task, &["1", "2"])).await;
     let refused = serving.classify(request(&task, &["3", "4"])).await;
-    assert!(matches!(refused, Err(ServingError::Full)), "{refused:?}");
+    assert!(
+        matches!(refused, Err(ServingError::Full { .. })),
+        "{refused:?}"
+    );
     let second = queued(&serving, request(&task, &["5"])).await;
     keeper.pass();
     keeper.pass();

@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use super::model::{Model, TaskSegment};
 use super::queue::{Item, Queue};
+use super::rate::ServiceRate;
 use super::{LiveTask, ServingError};
 use crate::telemetry::Metrics;
 use crate::text::PackedBatch;
 
 /// Works until the queue is closed and empty.
-pub(super) fn work(model: &dyn Model, queue: &Queue, metrics: &Metrics) {
+pub(super) fn work(model: &dyn Model, queue: &Queue, metrics: &Metrics, rate: &ServiceRate) {
     while let Some(mut items) = queue.take() {
         items.retain(|item| item.pending.begin());
         if items.is_empty() {
@@ -23,7 +24,9 @@ pub(super) fn work(model: &dyn Model, queue: &Queue, metrics: &Metrics) {
         match compute(model, &items) {
             Ok(rows) => {
                 let tokens = items.iter().map(|item| item.sequence.ids.len()).sum();
-                metrics.batch(items.len(), tokens, started.elapsed());
+                let time = started.elapsed();
+                metrics.batch(items.len(), tokens, time);
+                rate.batch(items.len(), time);
                 for (item, row) in items.iter().zip(rows) {
                     item.pending.fulfil(item.index, row);
                 }

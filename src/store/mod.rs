@@ -22,6 +22,7 @@ mod crash;
 mod error;
 mod jobs;
 mod live;
+mod modes;
 mod recovery;
 mod schema;
 mod timestamp;

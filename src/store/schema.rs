@@ -5,11 +5,18 @@ use std::borrow::Cow;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 /// (number, name, SQL). A published step never changes: the database remembers its checksum.
-const STEPS: &[(i64, &str, &str)] = &[(
-    1,
-    "jobs and versions",
-    include_str!("../../migrations/0001_jobs_and_versions.sql"),
-)];
+const STEPS: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "jobs and versions",
+        include_str!("../../migrations/0001_jobs_and_versions.sql"),
+    ),
+    (
+        2,
+        "task modes",
+        include_str!("../../migrations/0002_task_modes.sql"),
+    ),
+];
 
 pub(super) fn migrator() -> Migrator {
     let migrations = STEPS

@@ -1,8 +1,8 @@
 //! Adapters that do not fit.
 
 use candle_core::Device;
-use kdlora::adapter::AdapterFolder;
-use kdlora::encoder::Encoder;
+use kdlora::adapter::{AdapterFolder, Classifier};
+use kdlora::encoder::{Encoder, EncoderConfig, Weights};
 
 use crate::cases::Case;
 use crate::common::golden;
@@ -58,4 +58,46 @@ fn an_adapter_that_does_not_fit_its_encoder_is_refused_with_the_reason() {
         .unwrap_err()
         .to_string();
     assert!(family.contains("mpnet"), "{family}");
+}
+
+#[test]
+fn a_head_without_its_first_linear_needs_an_encoder_that_has_one() {
+    for (name, dense) in [
+        ("deberta-classes-qv", "pooler.dense"),
+        ("distilbert-classes-qv", "pre_classifier"),
+        ("bert-pairs-pooler", "pooler.dense"),
+    ] {
+        let case = Case::named(name);
+        let mut adapter = case.adapter().unwrap();
+        adapter.tensors.retain(|name, _| !name.contains(dense));
+        let config = EncoderConfig::read(&case.model_folder()).unwrap();
+        let stored = Weights::read(&case.model_folder(), config.family, &Device::Cpu).unwrap();
+        let whole = Encoder::new(config.clone(), &stored).unwrap();
+        adapter.bind(&whole).unwrap();
+
+        let rest = stored.iter().filter(|(name, _)| !name.starts_with(dense));
+        let bare: Weights = rest.map(|(n, t)| (n.clone(), t.clone())).collect();
+        let bare = Encoder::new(config, &bare).unwrap();
+        let error = adapter.bind(&bare).unwrap_err().to_string();
+        assert!(error.contains(dense), "{name}: {error}");
+        let error = Classifier::merged(&bare, &adapter).err().unwrap();
+        assert!(error.to_string().contains(dense), "{name}: {error}");
+    }
+}
+
+#[test]
+fn the_bases_own_head_never_answers_for_an_adapter() {
+    for name in ["bert-pairs-qv", "roberta-classes-all", "deberta-c2p-k"] {
+        let case = Case::named(name);
+        let encoder = Encoder::load(&case.model_folder(), &Device::Cpu).unwrap();
+        let mut adapter = case.adapter().unwrap();
+        adapter
+            .tensors
+            .retain(|name, _| !name.starts_with("classifier."));
+        let hot = adapter.bind(&encoder).unwrap_err().to_string();
+        let merged = Classifier::merged(&encoder, &adapter).err().unwrap();
+        for error in [hot, merged.to_string()] {
+            assert!(error.contains("classifier"), "{name}: {error}");
+        }
+    }
 }

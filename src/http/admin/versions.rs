@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Admin, to_the_end};
+use crate::adapter::Mode;
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::{Json, Path, Query};
 use crate::store::{Change, Version};
@@ -108,6 +109,56 @@ pub(super) async fn rollback(
     to_the_end(async move {
         let live = admin.store.rollback(&task, "admin", &reason).await?;
         admin.apply(live).await
+    })
+    .await
+}
+
+/// How a task is to be served.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct TaskMode {
+    task: String,
+    mode: Mode,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewMode {
+    mode: Mode,
+}
+
+problem_set!(
+    ModeErrors: NotJson, InvalidBody, UnsupportedMediaType, Unauthorized, Forbidden, UnknownTask,
+    Unusable, Internal
+);
+
+/// Serve a task hot or merged from now on, also after a restart.
+///
+/// Both give the same scores. A task whose adapter changes more than linears is served merged all
+/// the same.
+#[utoipa::path(
+    post, path = "/admin/tasks/{task}/mode", tag = "admin", operation_id = "set_mode",
+    params(("task" = String, Path)),
+    request_body = NewMode,
+    responses((status = 200, body = TaskMode), ModeErrors)
+)]
+pub(super) async fn set_mode(
+    State(admin): State<Admin>,
+    Path(task): Path<String>,
+    Json(NewMode { mode }): Json<NewMode>,
+) -> Result<Json<TaskMode>, ApiError> {
+    to_the_end(async move {
+        let before = admin.store.mode(&task).await?;
+        admin.store.set_mode(&task, Some(mode)).await?;
+        if let Some(live) = admin.store.live(&task).await?
+            && let Err(error) = admin.live_hook.refresh(live).await
+        {
+            admin.store.set_mode(&task, before).await?;
+            return Err(Problem::Unusable.with(format!(
+                "task '{task}' can't be served {}, so nothing has changed: {error}",
+                mode.name()
+            )));
+        }
+        Ok(Json(TaskMode { task, mode }))
     })
     .await
 }

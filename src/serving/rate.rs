@@ -1,0 +1,74 @@
+//! How fast the workers are, as measured.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Weight of the latest batch in the running mean.
+const LATEST: f64 = 0.1;
+/// No client should be sent away for longer, whatever the measurements say.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Before anything has been measured.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
+
+/// Sequences that the workers answer in a second.
+pub(super) struct ServiceRate {
+    workers: usize,
+    /// Seconds that a worker needs for a sequence, a running mean over its batches.
+    seconds: Mutex<Option<f64>>,
+}
+
+impl ServiceRate {
+    pub(super) fn new(workers: usize) -> Self {
+        Self {
+            workers,
+            seconds: Mutex::new(None),
+        }
+    }
+
+    /// A worker has computed a batch.
+    pub(super) fn batch(&self, sequences: usize, time: Duration) {
+        let latest = time.as_secs_f64() / sequences.max(1) as f64;
+        let mut seconds = self.seconds.lock().unwrap_or_else(PoisonError::into_inner);
+        *seconds = Some(match *seconds {
+            None => latest,
+            Some(mean) => mean + LATEST * (latest - mean),
+        });
+    }
+
+    /// How long so many sequences take.
+    pub(super) fn wait(&self, sequences: usize) -> Duration {
+        let seconds = *self.seconds.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(seconds) = seconds else {
+            return UNKNOWN_WAIT;
+        };
+        let wait = seconds * sequences as f64 / self.workers.max(1) as f64;
+        Duration::try_from_secs_f64(wait).map_or(LONGEST_WAIT, |wait| wait.min(LONGEST_WAIT))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_is_the_work_over_the_rate_of_all_workers() {
+        let rate = ServiceRate::new(2);
+        assert_eq!(rate.wait(100), UNKNOWN_WAIT);
+        rate.batch(10, Duration::from_secs(1));
+        assert_eq!(rate.wait(100), Duration::from_secs(5));
+        assert_eq!(rate.wait(usize::MAX), LONGEST_WAIT);
+    }
+
+    #[test]
+    fn the_rate_follows_a_lasting_change() {
+        let rate = ServiceRate::new(1);
+        rate.batch(10, Duration::from_secs(1));
+        rate.batch(10, Duration::from_secs(100));
+        assert!(rate.wait(10) < Duration::from_secs(20));
+        for _ in 0..100 {
+            rate.batch(10, Duration::from_secs(10));
+        }
+        let wait = rate.wait(10).as_secs_f64();
+        assert!((wait - 10.0).abs() < 0.1, "{wait}");
+    }
+}
