@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 use clap::{Subcommand, ValueEnum};
 
 use super::CommandError;
+use super::options::{CacheArgs, StudentArgs};
 use crate::adapter::{
     AdapterError, AdapterFolder, Classifier, ProblemType, Summary, TaskConfig, write_classifier,
 };
@@ -101,33 +102,12 @@ struct Merge {
 }
 
 #[derive(Debug, clap::Args)]
-struct StudentArgs {
-    /// Encoder that the adapter belongs to: a catalog name or a folder.
-    #[arg(
-        long,
-        env = "KDLORA_STUDENT",
-        default_value = "minilm-l6",
-        value_name = "NAME|DIR"
-    )]
-    student: String,
-    #[command(flatten)]
-    cache: CacheArgs,
-}
-
-#[derive(Debug, clap::Args)]
 struct OptionalStudent {
     /// Encoder to try the adapter on: a catalog name or a folder.
     #[arg(long, value_name = "NAME|DIR")]
     student: Option<String>,
     #[command(flatten)]
     cache: CacheArgs,
-}
-
-#[derive(Debug, clap::Args)]
-struct CacheArgs {
-    /// Folder of fetched encoders [default: ~/.cache/kdlora].
-    #[arg(long, env = "KDLORA_CACHE", value_name = "DIR")]
-    cache: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -290,11 +270,7 @@ fn merge(args: &Merge) -> Result<(), CommandError> {
 }
 
 fn load_student(name: &str, cache: &CacheArgs) -> Result<(PathBuf, Encoder), CommandError> {
-    let cache = match &cache.cache {
-        Some(cache) => cache.clone(),
-        None => hub::cache_dir()?,
-    };
-    let folder = hub::pull(name, &cache, true)?;
+    let folder = hub::pull(name, &cache.folder()?, true)?;
     let encoder = Encoder::load(&folder, &Device::Cpu)?;
     Ok((folder, encoder))
 }

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::CommandError;
+use super::options::StudentArgs;
 use crate::distill::models::Places;
 use crate::distill::pass;
 use crate::distill::progress::{Event, Stage};
 use crate::distill::spec::DistillSpec;
-use crate::hub;
 use crate::telemetry::chain;
 
 /// Distil a teacher into an adapter of the student.
@@ -28,18 +28,8 @@ pub struct Args {
     /// Keep the adapter of a teacher that was fine-tuned by LoRA here.
     #[arg(long, value_name = "DIR")]
     teacher_out: Option<PathBuf>,
-    /// Encoder that carries the adapter, if SPEC names none: a catalog name or a folder, or some of
-    /// its layers, counted from 0, as in mpnet-base@0,4,8.
-    #[arg(
-        long,
-        env = "KDLORA_STUDENT",
-        default_value = "minilm-l6",
-        value_name = "NAME|DIR"
-    )]
-    student: String,
-    /// Folder of fetched encoders [default: ~/.cache/kdlora].
-    #[arg(long, env = "KDLORA_CACHE", value_name = "DIR")]
-    cache: Option<PathBuf>,
+    #[command(flatten)]
+    student: StudentArgs,
     /// Folder of the ready-made adapters, among them the teachers'.
     #[arg(
         long,
@@ -68,13 +58,9 @@ pub fn run(args: Args) -> Result<(), CommandError> {
         Some(threads) => threads.max(1),
         None => std::thread::available_parallelism()?.get(),
     };
-    let cache = match args.cache {
-        Some(cache) => cache,
-        None => hub::cache_dir()?,
-    };
     let places = Places {
-        student: args.student,
-        cache,
+        cache: args.student.cache.folder()?,
+        student: args.student.student,
         adapters: args.adapters,
         teacher_cache: args.state_cache,
         threads,

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod distill;
+mod options;
 pub mod pull;
 pub mod serve;
 

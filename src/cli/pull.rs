@@ -1,7 +1,6 @@
 //! `kdlora pull`: fetches encoders by their catalog names.
 
-use std::path::PathBuf;
-
+use super::options::CacheArgs;
 use crate::hub::{self, HubError};
 
 /// Fetch encoders into the cache folder, verified; at once if they are there.
@@ -13,17 +12,13 @@ pub struct Args {
     /// Show the catalog instead.
     #[arg(long)]
     pub list: bool,
-    /// Folder of fetched encoders [default: ~/.cache/kdlora].
-    #[arg(long, env = "KDLORA_CACHE", value_name = "DIR")]
-    pub cache: Option<PathBuf>,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 /// Prints the folder of each encoder on standard output, one a line.
 pub fn run(args: Args) -> Result<(), HubError> {
-    let cache = match args.cache {
-        Some(cache) => cache,
-        None => hub::cache_dir()?,
-    };
+    let cache = args.cache.folder()?;
     if args.list {
         for entry in hub::entries() {
             let here = if hub::resolve(&entry.name, &cache).is_ok() {
