@@ -162,12 +162,11 @@ impl Admin {
 
 /// Puts the adapter's own files, read and written anew, into `folder`, if it can be used.
 fn repack(source: &Path, folder: &Path, check: &AdapterCheck) -> Result<(), ApiError> {
-    let unusable = |error: &dyn std::error::Error| {
+    let adapter = AdapterFolder::read(source).map_err(|error| {
         let shown = format!("{}/", source.display());
-        let reason = chain(error).replace(&shown, "");
-        Problem::Unusable.with(format!("the adapter cannot be used: {reason}"))
-    };
-    let adapter = AdapterFolder::read(source).map_err(|error| unusable(&error))?;
+        let reason = chain(&error).replace(&shown, "");
+        Problem::Unusable.with(format!("the adapter can't be used: {reason}"))
+    })?;
     adapter.repack(source, folder).map_err(ApiError::internal)?;
-    check(folder).map_err(|error| unusable(&error))
+    check(folder).map_err(|error| Problem::Unusable.with(chain(&error)))
 }
