@@ -129,6 +129,7 @@ pub(crate) struct Offer {
 
     /// Write PATH.json, PATH.md and, where there is a curve, PATH.svg; missing folders are made.
     #[arg(long, value_name = "PATH")]
+    #[serde(skip)]
     pub(crate) out: Option<PathBuf>,
 }
 
@@ -198,6 +199,10 @@ pub(crate) struct RampArgs {
     /// The search ends when the highest rate that held and the lowest that did not are this close.
     #[arg(long, value_name = "SHARE", default_value = "0.04", value_parser = share)]
     pub(crate) precision: f64,
+
+    /// Never offer less than this: where not even that holds, no rate does.
+    #[arg(long, value_name = "RATE", default_value = "1", value_parser = rate)]
+    pub(crate) min_rate: f64,
 
     /// Never offer more than this.
     #[arg(long, value_name = "RATE", default_value = "100000", value_parser = rate)]
@@ -278,6 +283,7 @@ pub(crate) struct PromoteArgs {
 
     /// File with the token of the server's admin routes.
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     pub(crate) admin_token_file: Option<PathBuf>,
 }
 

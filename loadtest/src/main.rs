@@ -6,7 +6,7 @@
 //! - [`target`], [`http`], [`exchange`]: one request and its answer.
 //! - [`session`]: what all of a run shares; [`open_loop`], [`closed_loop`], [`ramp`]: the loads.
 //! - [`promote`], [`versions`]: changes versions under load and knows which may answer.
-//! - [`record`], [`watch`], [`machine`]: what is measured.
+//! - [`record`], [`times`], [`watch`], [`machine`]: what is measured.
 //! - [`report`]: JSON, Markdown, SVG.
 
 mod args;
@@ -25,6 +25,7 @@ mod report;
 mod session;
 mod target;
 mod texts;
+mod times;
 mod units;
 mod versions;
 mod watch;

@@ -13,10 +13,10 @@ use crate::args::{PromoteArgs, TargetKind};
 use crate::error::Failure;
 use crate::http::Pool;
 use crate::open_loop::measure;
-use crate::record::quantiles;
 use crate::report::{Quantiles, Report};
 use crate::session::Session;
 use crate::target::Question;
+use crate::times::quantiles;
 use crate::units::Turns;
 use crate::versions::{Check, Prediction};
 use crate::watch::Watch;
@@ -201,6 +201,14 @@ impl Promoter {
         Ok(())
     }
 
+    /// Task and version of a promotion. The last version of each task is live at the beginning, so
+    /// the first comes first.
+    fn turn(&self, promotion: usize) -> (usize, u64) {
+        let (round, place) = (promotion / self.turns.len(), promotion % self.turns.len());
+        let Turn { task, versions } = &self.turns[place];
+        (*task, versions[round % versions.len()])
+    }
+
     async fn make_live(&self, session: &Session, task: usize, version: u64) -> Result<(), Failure> {
         let path = format!("/admin/tasks/{}/promote", session.tasks[task].name);
         let promotion = Promotion {
@@ -220,7 +228,7 @@ impl Promoter {
     /// each. One promotion at a time; if they take longer than the pace allows, they follow one
     /// another at once.
     async fn promote(
-        self,
+        &self,
         session: &Session,
         check: &Check,
         stop: CancellationToken,
@@ -230,39 +238,34 @@ impl Promoter {
         let mut pace = interval_at(start + pace, pace);
         let mut latencies = Vec::new();
         let mut failures = BTreeMap::new();
-        let mut attempted: u64 = 0;
-        for round in 0.. {
-            for turn in &self.turns {
-                tokio::select! {
-                    _ = pace.tick() => {}
-                    // One that has begun is always finished: the check must know its end.
-                    () = stop.cancelled() => {
-                        return Promotions {
-                            asked_per_second: self.per_second,
-                            attempted,
-                            succeeded: latencies.len() as u64,
-                            failures,
-                            seconds: start.elapsed().as_secs_f64(),
-                            latency: quantiles(latencies),
-                            learnt_answers: check.learnt(),
-                        };
-                    }
+        let mut attempted = 0;
+        loop {
+            tokio::select! {
+                _ = pace.tick() => {}
+                // One that has begun is always finished: the check must know its end.
+                () = stop.cancelled() => break,
+            }
+            let (task, version) = self.turn(attempted);
+            attempted += 1;
+            check.asked(task, version);
+            let sent = Instant::now();
+            match self.make_live(session, task, version).await {
+                Ok(()) => {
+                    check.acknowledged(task);
+                    latencies.push(sent.elapsed());
                 }
-                // The last version is the live one at the beginning.
-                let version = turn.versions[round % turn.versions.len()];
-                attempted += 1;
-                check.asked(turn.task, version);
-                let sent = Instant::now();
-                match self.make_live(session, turn.task, version).await {
-                    Ok(()) => {
-                        check.acknowledged(turn.task);
-                        latencies.push(sent.elapsed());
-                    }
-                    Err(error) => *failures.entry(error.chain()).or_default() += 1,
-                }
+                Err(error) => *failures.entry(error.chain()).or_default() += 1,
             }
         }
-        unreachable!("the rounds do not end by themselves")
+        Promotions {
+            asked_per_second: self.per_second,
+            attempted: attempted as u64,
+            succeeded: latencies.len() as u64,
+            failures,
+            seconds: start.elapsed().as_secs_f64(),
+            latency: quantiles(latencies),
+            learnt_answers: check.learnt(),
+        }
     }
 }
 
@@ -320,4 +323,35 @@ async fn answers(
         all.extend(predictions);
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_take_turns_and_so_do_their_versions() {
+        let turn = |task, versions: &[u64]| Turn {
+            task,
+            versions: versions.to_vec(),
+        };
+        let promoter = Promoter {
+            pool: Pool::new("mock:80", 1),
+            turns: vec![turn(5, &[1, 2]), turn(7, &[3, 4, 6])],
+            per_second: 1.0,
+            token: None,
+        };
+        let order: Vec<_> = (0..8).map(|i| promoter.turn(i)).collect();
+        let expected = [
+            (5, 1),
+            (7, 3),
+            (5, 2),
+            (7, 4),
+            (5, 1),
+            (7, 6),
+            (5, 2),
+            (7, 3),
+        ];
+        assert_eq!(order, expected);
+    }
 }

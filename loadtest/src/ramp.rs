@@ -14,9 +14,6 @@ use crate::session::Session;
 use crate::units::{Phase, Time};
 use crate::watch::Watch;
 
-/// Rates below this are not tried: a request every ten seconds is no load.
-const LOWEST_RATE: f64 = 0.1;
-
 /// What a ramp has found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Found {
@@ -39,6 +36,9 @@ pub(crate) enum End {
 }
 
 pub(crate) async fn run(args: &RampArgs) -> Result<Report, Failure> {
+    if args.min_rate > args.max_rate {
+        return Err(Failure::Usage("--min-rate is above --max-rate".into()));
+    }
     if args.factor <= 1.0 || args.precision == 0.0 {
         return Err(Failure::Usage(
             "--factor must be above 1 and --precision above 0: the search would not end".into(),
@@ -49,9 +49,10 @@ pub(crate) async fn run(args: &RampArgs) -> Result<Report, Failure> {
     let mut report = Report::new("ramp", &args.offer, args, &session)?;
     let mut stages: Vec<Stage> = Vec::new();
     let search = Search {
-        start: args.start.min(args.max_rate),
+        start: args.start.clamp(args.min_rate, args.max_rate),
         factor: args.factor,
         precision: args.precision,
+        min_rate: args.min_rate,
         max_rate: args.max_rate,
         tries: args.tries,
     };
@@ -120,6 +121,7 @@ struct Search {
     start: f64,
     factor: f64,
     precision: f64,
+    min_rate: f64,
     max_rate: f64,
     /// A rate that does not hold is tried this often.
     tries: u32,
@@ -139,13 +141,10 @@ impl Search {
                 (None, None) => self.start,
                 (Some(held), None) if held >= self.max_rate => return (Some(held), End::MaxRate),
                 (Some(held), None) => (held * self.factor).min(self.max_rate),
-                (None, Some(failed)) => {
-                    let lower = failed / self.factor;
-                    if lower < LOWEST_RATE {
-                        return (None, End::Fails { rate: failed });
-                    }
-                    lower
+                (None, Some(failed)) if failed <= self.min_rate => {
+                    return (None, End::Fails { rate: failed });
                 }
+                (None, Some(failed)) => (failed / self.factor).max(self.min_rate),
                 (Some(held), Some(failed)) if failed <= held * (1.0 + self.precision) => {
                     return (Some(held), End::Fails { rate: failed });
                 }
@@ -178,6 +177,7 @@ mod tests {
         start: 10.0,
         factor: 1.6,
         precision: 0.04,
+        min_rate: 0.5,
         max_rate: 1e5,
         tries: 1,
     };
@@ -232,7 +232,7 @@ mod tests {
     async fn the_search_ends_at_both_ends() {
         let (rate, end, _) = search(SEARCH, 1.0, 0.001).await;
         assert_eq!(rate, None);
-        assert!(matches!(end, End::Fails { rate } if rate < 0.2));
+        assert_eq!(end, End::Fails { rate: 0.5 });
         let low = Search {
             max_rate: 50.0,
             ..SEARCH

@@ -4,55 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-
 use crate::exchange::{Outcome, Sample};
-use crate::report::{Client, Group, Load, Quantiles, Second, Stage, TaskFigures};
+use crate::report::{Client, Group, Load, Second, Stage, TaskFigures};
 use crate::session::Task;
-
-/// Significant decimal digits of a latency.
-const DIGITS: u8 = 3;
+use crate::times::Times;
 
 /// Most rows of a timeline; a longer load has longer rows.
 const MOST_ROWS: usize = 600;
-
-/// Microseconds, with three digits.
-struct Times(Histogram<u32>);
-
-impl Times {
-    fn new() -> Self {
-        Self(Histogram::new(DIGITS).expect("up to five digits are allowed"))
-    }
-
-    fn add(&mut self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        // An hour is longer than anything waits here, and keeps the histogram small.
-        let micros = micros.clamp(1, 3_600_000_000);
-        self.0.record(micros).expect("it grows as it needs to");
-    }
-
-    fn merge(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("it grows as it needs to");
-    }
-
-    fn quantiles(&self) -> Quantiles {
-        let ms = |micros: f64| micros / 1000.0;
-        let at = |q: f64| ms(self.0.value_at_quantile(q) as f64);
-        Quantiles {
-            count: self.0.len(),
-            mean_ms: ms(self.0.mean()),
-            p50_ms: at(0.5),
-            p90_ms: at(0.9),
-            p99_ms: at(0.99),
-            p999_ms: at(0.999),
-            max_ms: ms(self.0.max() as f64),
-        }
-    }
-
-    fn if_any(&self) -> Option<Quantiles> {
-        (!self.0.is_empty()).then(|| self.quantiles())
-    }
-}
 
 /// Requests of one task in one stage.
 struct Tally {
@@ -384,15 +342,6 @@ fn groups(asked: &[(&Task, &Tally)], time: Duration) -> Vec<Group> {
             }
         })
         .collect()
-}
-
-/// Quantiles of times that were collected elsewhere.
-pub(crate) fn quantiles(times: impl IntoIterator<Item = Duration>) -> Quantiles {
-    let mut all = Times::new();
-    for time in times {
-        all.add(time);
-    }
-    all.quantiles()
 }
 
 #[cfg(test)]

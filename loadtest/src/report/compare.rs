@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::plot::Curve;
-use super::{Report, Stage, markdown, plot, print, with_plot, write};
+use super::{Load, Report, Stage, markdown, plot, print, with_plot, write};
 use crate::args::CompareArgs;
 use crate::error::Failure;
 
@@ -54,8 +54,7 @@ fn write_table(out: &mut String, reports: &[Report]) -> fmt::Result {
     )?;
     let first = reports
         .first()
-        .and_then(best)
-        .map(|stage| stage.goodput_per_second);
+        .and_then(|report| Some(speed(report, best(report)?)));
     for report in reports {
         let Report { name, kind, .. } = report;
         let Some(stage) = best(report) else {
@@ -66,7 +65,7 @@ fn write_table(out: &mut String, reports: &[Report]) -> fmt::Result {
             continue;
         };
         let ratio = match first {
-            Some(first) if first > 0.0 => format!("{:.2}×", stage.goodput_per_second / first),
+            Some(first) if first > 0.0 => format!("{:.2}×", speed(report, stage) / first),
             _ => "–".to_owned(),
         };
         let server = match stage.server_cpu_share {
@@ -107,12 +106,21 @@ fn write_table(out: &mut String, reports: &[Report]) -> fmt::Result {
     Ok(())
 }
 
-/// The stage that a report is compared by.
+/// The stage that a report is compared by: of a ramp the highest rate that held, of others the one
+/// with the most answers.
 fn best(report: &Report) -> Option<&Stage> {
-    let stages = report.stages.iter();
-    stages
-        .filter(|stage| stage.held != Some(false))
-        .max_by(|a, b| a.goodput_per_second.total_cmp(&b.goodput_per_second))
+    let held = |stage: &&Stage| report.ramp.is_none() || stage.held == Some(true);
+    let stages = report.stages.iter().filter(held);
+    stages.max_by(|a, b| speed(report, a).total_cmp(&speed(report, b)))
+}
+
+/// Requests a second by which a report is compared. What was offered to a ramp's stage is its
+/// rate; how many requests came is subject to chance.
+fn speed(report: &Report, stage: &Stage) -> f64 {
+    match (&report.ramp, stage.load) {
+        (Some(_), Load::Rate { rate }) => rate,
+        _ => stage.goodput_per_second,
+    }
 }
 
 #[cfg(test)]

@@ -238,9 +238,11 @@ fn axes(out: &mut String, x: &Axis, y: &Axis) -> fmt::Result {
 }
 
 fn draw(out: &mut String, curve: &Curve, colour: usize, x: &Axis, y: &Axis) -> fmt::Result {
-    let lines: [(&str, fn(&Point) -> f64); 2] =
-        [("p50", |point| point.p50_ms), ("p99", |point| point.p99_ms)];
-    for (class, value) in lines {
+    for class in ["p50", "p99"] {
+        let value = |point: &Point| match class {
+            "p50" => point.p50_ms,
+            _ => point.p99_ms,
+        };
         let places: Vec<String> = curve
             .points
             .iter()
