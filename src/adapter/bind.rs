@@ -72,7 +72,8 @@ impl AdapterFolder {
                 .contains_key(family.full_name(&spec.name).as_str())
             {
                 return Err(AdapterError::Mismatch(format!(
-                    "target_modules names {}, but the file holds no LoRA weights for it",
+                    "target_modules names {}, but the file holds no LoRA weights for it; was the \
+                     adapter made for another encoder?",
                     spec.name
                 )));
             }
