@@ -150,15 +150,12 @@ async fn a_broken_adapter_leaves_the_other_tasks() {
     let weights = install.adapter("pooler").join("adapter_model.safetensors");
     std::fs::write(weights, "not tensors").expect("write");
     let server: Server = install.start();
-    assert_eq!(server.get("/v1/tasks/pairs").await.0, 200);
-    let (status, problem) = server.get("/v1/tasks/pooler").await;
-    assert_eq!(
-        (status, &problem["detail"]),
-        (
-            404,
-            &json!("there is no task \"pooler\"; the tasks are: pairs")
-        )
-    );
+    let body = json!({"inputs": "a"});
+    assert_eq!(server.post("/v1/classify/pairs", &body).await.0, 200);
+    let (status, problem) = server.post("/v1/classify/pooler", &body).await;
+    assert_eq!(status, 500, "{problem}");
+    let detail = problem["detail"].as_str().expect("a detail");
+    assert!(detail.contains("can't be loaded"), "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

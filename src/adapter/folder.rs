@@ -13,7 +13,7 @@ use crate::encoder::Family;
 
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// How good, fast and large the version is beside its teacher.
-const REPORT: &str = "report.json";
+pub const REPORT: &str = "report.json";
 const PICKLE: &str = "adapter_model.bin";
 
 /// An adapter in memory, checked as far as it can be without its encoder.

@@ -23,7 +23,7 @@ pub use classifier::{Classifier, write_classifier};
 pub use config::{AdapterConfig, Bias};
 pub use error::AdapterError;
 pub use files::write_folder;
-pub use folder::AdapterFolder;
+pub use folder::{AdapterFolder, REPORT};
 pub use mode::Mode;
 pub use problem::ProblemType;
 pub use scores::{Scores, argmax};

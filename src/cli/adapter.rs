@@ -14,7 +14,7 @@ use crate::adapter::{
 use crate::config;
 use crate::encoder::Encoder;
 use crate::hub;
-use crate::store::{Origin, Store, Version};
+use crate::store::{Origin, Store};
 use crate::text::Truncation;
 
 /// Look at adapters (PEFT folders), bring them into a server's state folder and out of it, fold
@@ -234,23 +234,23 @@ fn export(args: &Export) -> Result<(), CommandError> {
         None => (args.task.as_str(), None),
         Some((task, number)) => (task, Some(number.parse::<u64>()?)),
     };
-    let version = with_store(&args.state, |store| async move {
+    let folder = with_store(&args.state, |store| async move {
         match number {
-            Some(number) => Ok(store.version(task, number).await?),
-            None => live_version(&store, task).await,
+            Some(number) => Ok(store.version(task, number).await?.path),
+            None => live_folder(&store, task).await,
         }
     })?;
-    let adapter = AdapterFolder::read(&version.path)?;
-    adapter.repack(&version.path, &args.out)?;
+    let adapter = AdapterFolder::read(&folder)?;
+    adapter.repack(&folder, &args.out)?;
     println!("{}", args.out.display());
     Ok(())
 }
 
-async fn live_version(store: &Store, task: &str) -> Result<Version, CommandError> {
+async fn live_folder(store: &Store, task: &str) -> Result<PathBuf, CommandError> {
     // For its error where there is no such task.
     store.versions(task).await?;
     let live = store.live(task).await?;
-    live.ok_or_else(|| {
+    live.map(|live| live.path).ok_or_else(|| {
         format!("no version of {task} is live; name one: {task}@1 is the first").into()
     })
 }

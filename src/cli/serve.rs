@@ -28,7 +28,7 @@ use crate::http::auth::AdminAccess;
 use crate::http::health::Readiness;
 use crate::http::{self, AppState, Limits};
 use crate::hub;
-use crate::serving::{Options, Publisher, Serving, Student, TaskTable};
+use crate::serving::{Loader, Options, Publisher, Residents, Serving, Student, TaskTable};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, chain};
 use crate::text::Tokenizer;
@@ -157,19 +157,23 @@ impl App {
     ) -> Result<Self, CommandError> {
         let store = Store::open(&config.state).await?;
         let student = load_student(&config).await?;
-        let tasks = Arc::new(TaskTable::default());
-        let publisher = Publisher::new(
-            student.clone(),
-            store.clone(),
-            Arc::clone(&tasks),
-            Arc::clone(&metrics),
-            config.adapter_memory,
-            config.merged_tasks.clone(),
-        );
         if let Some(folder) = &config.adapters {
             add_shipped(&store, folder).await?;
         }
-        publisher.refresh_all().await?;
+        let loader = Loader::new(student.clone(), config.adapter_host_memory);
+        let residents = Residents::new(
+            Arc::new(loader),
+            config.adapter_memory,
+            Arc::clone(&metrics),
+        );
+        let tasks = Arc::new(TaskTable::default());
+        let publisher = Publisher::new(
+            store.clone(),
+            Arc::clone(&tasks),
+            Arc::clone(&residents),
+            config.wishes.clone(),
+        );
+        publisher.start().await?;
         let tried_on = student.clone();
         let check_adapter: AdapterCheck = Arc::new(move |folder: &Path| tried_on.check(folder));
         let admin = start_jobs(&config, &store, publisher, check_adapter, &metrics)?;
@@ -180,9 +184,22 @@ impl App {
             tokenizer_threads: config.threads.div_ceil(4),
             max_batch_tokens: config.max_batch_tokens,
             max_queue: config.max_queue,
+            max_wait: config.max_queue_wait,
+            max_length: student.encoder.config().max_sequence_length(),
         };
+        let first = tasks.all().values().find_map(|entry| entry.resident());
+        if let Some(task) = first {
+            let warm = student.clone();
+            spawn_blocking(move || warm.warm_up(&task, options.max_batch_tokens)).await??;
+        }
         let Student { encoder, tokenizer } = student;
-        let serving = Serving::start(encoder, Arc::new(tokenizer), options, Arc::clone(&metrics))?;
+        let serving = Serving::start(
+            encoder,
+            Arc::new(tokenizer),
+            residents,
+            options,
+            Arc::clone(&metrics),
+        )?;
         let state = AppState {
             tasks,
             serving: Arc::new(serving),
@@ -222,12 +239,9 @@ fn start_jobs(
     check_adapter: AdapterCheck,
     metrics: &Arc<Metrics>,
 ) -> Result<AdminConfig, CommandError> {
-    let live_hook = LiveHook::new(move |version| {
+    let live_hook = LiveHook::new(move |task| {
         let publisher = publisher.clone();
-        async move {
-            publisher.refresh(&version.task).await?;
-            Ok(())
-        }
+        async move { Ok(publisher.refresh(&task).await?) }
     });
     let mut environment = vec![
         ("KDLORA_STUDENT".into(), config.student.clone().into()),

@@ -65,6 +65,12 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<usize>,
 
+    /// Longest wait that the work in the server may mean for a request that comes, at the speed
+    /// measured by then; one that would wait longer gets status 429 at once. Beyond half of it
+    /// tasks get equal shares [default: 1s].
+    #[arg(long, env = "KDLORA_MAX_QUEUE_WAIT", value_name = "TIME")]
+    pub max_queue_wait: Option<Seconds>,
+
     /// Most inputs in one request [default: 256].
     #[arg(long, env = "KDLORA_MAX_INPUTS", value_name = "N")]
     pub max_inputs: Option<usize>,
@@ -89,10 +95,30 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_SHUTDOWN_TIMEOUT", value_name = "TIME")]
     pub shutdown_timeout: Option<Seconds>,
 
-    /// Most memory for the adapters of all live tasks; a version that does not fit is not loaded
-    /// [default: no limit].
+    /// Most memory of the device for adapters. Tasks are loaded when they are first used; when the
+    /// memory is full, the least recently used leaves [default: no limit].
     #[arg(long, env = "KDLORA_ADAPTER_MEMORY", value_name = "BYTES")]
     pub adapter_memory: Option<Bytes>,
+
+    /// Most host memory for adapters that have left the device's, so that they come back without
+    /// the disk. On a CPU the two are of one memory, and merged tasks gain most [default: 0].
+    #[arg(long, env = "KDLORA_ADAPTER_HOST_MEMORY", value_name = "BYTES")]
+    pub adapter_host_memory: Option<Bytes>,
+
+    /// Tasks whose adapter stays in memory, comma-separated, or `*` for all; they are loaded before
+    /// the server is ready.
+    #[arg(
+        long,
+        env = "KDLORA_PINNED_TASKS",
+        value_name = "TASKS",
+        value_delimiter = ','
+    )]
+    pub pinned_tasks: Option<Vec<String>>,
+
+    /// Tasks that are loaded before the server is ready, beside the pinned ones, in the order of
+    /// their names; the others are loaded when they are first used [default: 16].
+    #[arg(long, env = "KDLORA_PRELOAD_TASKS", value_name = "N")]
+    pub preload_tasks: Option<usize>,
 
     /// Tasks whose adapter is folded into an encoder of its own, comma-separated, or `*` for all:
     /// less work for a text, more memory for a task [default: those whose adapter changes more
@@ -127,6 +153,7 @@ impl RawServe {
             threads: self.threads.or(other.threads),
             max_batch_tokens: self.max_batch_tokens.or(other.max_batch_tokens),
             max_queue: self.max_queue.or(other.max_queue),
+            max_queue_wait: self.max_queue_wait.or(other.max_queue_wait),
             max_inputs: self.max_inputs.or(other.max_inputs),
             max_body: self.max_body.or(other.max_body),
             max_text_chars: self.max_text_chars.or(other.max_text_chars),
@@ -134,6 +161,9 @@ impl RawServe {
             request_timeout: self.request_timeout.or(other.request_timeout),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             adapter_memory: self.adapter_memory.or(other.adapter_memory),
+            adapter_host_memory: self.adapter_host_memory.or(other.adapter_host_memory),
+            pinned_tasks: self.pinned_tasks.or(other.pinned_tasks),
+            preload_tasks: self.preload_tasks.or(other.preload_tasks),
             merged_tasks: self.merged_tasks.or(other.merged_tasks),
             admin_token_file: self.admin_token_file.or(other.admin_token_file),
         }

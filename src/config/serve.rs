@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::raw::RawServe;
 use super::units::{DeviceChoice, Dtype};
-use crate::serving::MergedTasks;
+use crate::serving::{TaskSet, Wishes};
 
 /// What `kdlora serve` runs with.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct ServeConfig {
     pub max_batch_tokens: usize,
     /// Sequences in the server at a time.
     pub max_queue: usize,
+    /// Longest wait that the work in the server may mean for a request that comes.
+    pub max_queue_wait: Duration,
     pub max_inputs: usize,
     pub max_body_bytes: usize,
     pub max_text_chars: usize,
@@ -37,7 +39,9 @@ pub struct ServeConfig {
     pub request_timeout: Duration,
     pub shutdown_timeout: Duration,
     pub adapter_memory: Option<u64>,
-    pub merged_tasks: MergedTasks,
+    pub adapter_host_memory: u64,
+    /// How single tasks are to be served.
+    pub wishes: Wishes,
     pub admin_token: Option<AdminToken>,
 }
 
@@ -130,6 +134,7 @@ impl ServeConfig {
             threads,
             max_batch_tokens: positive("max-batch-tokens", raw.max_batch_tokens.unwrap_or(512))?,
             max_queue,
+            max_queue_wait: raw.max_queue_wait.map_or(Duration::from_secs(1), |t| t.0),
             max_inputs,
             max_body_bytes: bytes(raw.max_body, 2 << 20),
             max_text_chars: positive("max-text-chars", raw.max_text_chars.unwrap_or(100_000))?,
@@ -139,10 +144,11 @@ impl ServeConfig {
                 .shutdown_timeout
                 .map_or(Duration::from_secs(30), |t| t.0),
             adapter_memory: raw.adapter_memory.map(|bytes| bytes.0),
-            merged_tasks: match raw.merged_tasks {
-                None => MergedTasks::None,
-                Some(tasks) if tasks.iter().any(|task| task == "*") => MergedTasks::All,
-                Some(tasks) => MergedTasks::Some(tasks.into_iter().collect()),
+            adapter_host_memory: raw.adapter_host_memory.map_or(0, |bytes| bytes.0),
+            wishes: Wishes {
+                merged: task_set(raw.merged_tasks),
+                pinned: task_set(raw.pinned_tasks),
+                preload: raw.preload_tasks.unwrap_or(16),
             },
             admin_token: raw
                 .admin_token_file
@@ -177,6 +183,14 @@ fn check_built_in(device: DeviceChoice, dtype: Dtype) -> Result<(), ConfigError>
         )));
     }
     Ok(())
+}
+
+fn task_set(names: Option<Vec<String>>) -> TaskSet {
+    match names {
+        None => TaskSet::None,
+        Some(tasks) if tasks.iter().any(|task| task == "*") => TaskSet::All,
+        Some(tasks) => TaskSet::Some(tasks.into_iter().collect()),
+    }
 }
 
 fn cores() -> usize {

@@ -21,17 +21,17 @@ use tokio::sync::{Mutex, Notify};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::store::{Change, ChangeKind, Job, JobState, Store, StoreError, Version};
+use crate::store::{Change, ChangeKind, Job, JobState, Store, StoreError};
 use crate::telemetry::{Metrics, chain};
 use process::{Ending, Supervisor};
 
 /// After a failure of the database.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Takes a task's live version into service. Given by the server; called after each promotion
-/// and rollback, with the version that is live from then on.
+/// Brings a task, given by name, into service as the store has it by then. Given by the server;
+/// called after each promotion, rollback and withdrawal.
 #[derive(Clone)]
-pub struct LiveHook(Arc<dyn Fn(Version) -> HookFuture + Send + Sync>);
+pub struct LiveHook(Arc<dyn Fn(String) -> HookFuture + Send + Sync>);
 
 type HookFuture = Pin<Box<dyn Future<Output = Result<(), HookError>> + Send>>;
 
@@ -41,26 +41,25 @@ pub type HookError = Box<dyn Error + Send + Sync>;
 impl LiveHook {
     pub fn new<F, Fut>(hook: F) -> Self
     where
-        F: Fn(Version) -> Fut + Send + Sync + 'static,
+        F: Fn(String) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), HookError>> + Send + 'static,
     {
-        Self(Arc::new(move |version| Box::pin(hook(version))))
+        Self(Arc::new(move |task| Box::pin(hook(task))))
     }
 
-    /// Takes the task's live version into service as the store describes it by then.
-    pub async fn refresh(&self, version: Version) -> Result<(), HookError> {
-        (self.0)(version).await
+    /// Brings the task into service as the store has it.
+    pub async fn refresh(&self, task: &str) -> Result<(), HookError> {
+        (self.0)(task.to_owned()).await
     }
 
-    /// Takes the version into service. If that fails, the task's row goes back to the version
-    /// that it has been answering with all along.
-    pub async fn apply(&self, store: &Store, version: Version) -> Result<(), HookError> {
-        let task = version.task.clone();
-        let Err(error) = self.refresh(version).await else {
+    /// Takes the task's live version into service. If that fails, the task's row goes back to the
+    /// version that it has been answering with all along.
+    pub async fn apply(&self, store: &Store, task: &str) -> Result<(), HookError> {
+        let Err(error) = self.refresh(task).await else {
             return Ok(());
         };
         let reason = format!("could not be taken into service: {error}");
-        if let Err(error) = undo(store, &task, &reason).await {
+        if let Err(error) = undo(store, task, &reason).await {
             tracing::error!(task, %error, "could not go back to the version in service");
         }
         Err(error)
@@ -331,7 +330,11 @@ impl Shared {
             }
         };
         if promote.is_some()
-            && let Err(error) = self.config.live_hook.apply(&self.store, version).await
+            && let Err(error) = self
+                .config
+                .live_hook
+                .apply(&self.store, &version.task)
+                .await
         {
             tracing::error!(job = job.id, task = job.task, %error, "version not in service");
         }

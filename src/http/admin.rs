@@ -84,6 +84,7 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         .routes(routes!(versions::list))
         .routes(routes!(versions::promote))
         .routes(routes!(versions::rollback))
+        .routes(routes!(versions::withdraw))
         .routes(routes!(versions::set_mode))
         .with_state(admin)
 }
@@ -97,6 +98,7 @@ impl From<StoreError> for ApiError {
             StoreError::UnknownJob(_) => Problem::UnknownJob,
             StoreError::MissingArtifact { .. }
             | StoreError::NothingToRollBack(_)
+            | StoreError::NotLive(_)
             | StoreError::JobOver { .. }
             | StoreError::KeyReused { .. } => Problem::Conflict,
             StoreError::NotPlainFiles(_) | StoreError::BadReport { .. } => Problem::Unusable,

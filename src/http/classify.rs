@@ -15,7 +15,7 @@ use super::error::{ApiError, Problem, problem_set};
 use super::extract::{Json, Path};
 use super::inputs::Inputs;
 use super::prediction::{Prediction, predict};
-use crate::serving::{self, Answer, LiveTask, ServingError, Timings};
+use crate::serving::{self, Answer, Entry, ServingError, Timings};
 use crate::telemetry::{Outcome, RequestGuard};
 use crate::text::TokenizerError;
 
@@ -75,7 +75,8 @@ problem_set!(ClassifyErrors: NotJson, InvalidParameter, UnknownTask, VersionNotL
     request_body = ClassifyRequest,
     responses(
         (status = 200, description = "The predictions. The header `Server-Timing` has the \
-            milliseconds spent on `tokenize`, `queue` and `compute`.", body = ClassifyResponse),
+            milliseconds spent on `tokenize`, `queue` and `compute`, and on `load` where the \
+            version had to be read into memory.", body = ClassifyResponse),
         ClassifyErrors))]
 pub(super) async fn classify(
     State(state): State<AppState>,
@@ -94,7 +95,7 @@ pub(super) async fn classify(
 
 async fn answer(
     state: &AppState,
-    task: Arc<LiveTask>,
+    task: Arc<Entry>,
     request: Request,
     guard: &RequestGuard<'_>,
 ) -> Result<Response, ApiError> {
@@ -127,13 +128,14 @@ async fn answer(
         tokenize,
         queue,
         compute,
+        ..
     } = answer.timings;
     guard.timings(tokenize, queue, compute);
 
     let predictions = answer
         .logits
         .iter()
-        .map(|row| predict(&task.config, row, body.top_k, body.raw_scores))
+        .map(|row| predict(&answer.task.config, row, body.top_k, body.raw_scores))
         .collect();
     let response = Json(ClassifyResponse {
         task: task.name.clone(),
@@ -150,12 +152,17 @@ async fn answer(
 fn server_timing(answer: &Answer) -> Result<HeaderValue, ApiError> {
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     let Timings {
+        load,
         tokenize,
         queue,
         compute,
     } = answer.timings;
+    let load = match load.is_zero() {
+        true => String::new(),
+        false => format!("load;dur={:.3}, ", ms(load)),
+    };
     let text = format!(
-        "tokenize;dur={:.3}, queue;dur={:.3}, compute;dur={:.3}",
+        "{load}tokenize;dur={:.3}, queue;dur={:.3}, compute;dur={:.3}",
         ms(tokenize),
         ms(queue),
         ms(compute)
@@ -168,6 +175,10 @@ fn serving_error(error: ServingError, timeout: Duration) -> ApiError {
         ServingError::Full { retry_after } => Problem::QueueFull
             .with("the server has as much work as it takes; try again in a moment")
             .retry_after(retry_after),
+        // The log has the reason already.
+        ServingError::Load(_) => Problem::Internal.with(
+            "the live version of this task can't be loaded; the server's log has the reason",
+        ),
         ServingError::Tokenize {
             index,
             error: TokenizerError::TooLong { tokens, max_length },

@@ -1,17 +1,25 @@
 //! `GET /v1/tasks` and `/v1/tasks/{task}`: what the server can answer.
 
+use std::ops::Bound;
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
 use utoipa::{IntoParams, ToSchema};
 
 use super::AppState;
 use super::error::{ApiError, Problem, problem_set};
 use super::extract::{Json, Path, Query};
-use crate::adapter::{Mode, ProblemType};
+use crate::adapter::{AdapterError, Mode, ProblemType, TaskConfig};
 use crate::distill::report::Report;
-use crate::serving::LiveTask;
+use crate::serving::Entry;
+use crate::telemetry::chain;
+
+/// Tasks that the error of an unknown one names.
+const NAMED: usize = 20;
 
 /// A task that answers.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -28,16 +36,22 @@ pub struct Task {
     mode: Mode,
 }
 
-impl From<&LiveTask> for Task {
-    fn from(task: &LiveTask) -> Self {
-        Self {
-            task: task.name.clone(),
-            version: task.version,
-            problem_type: task.config.problem_type,
-            labels: task.config.labels.clone(),
-            max_length: task.max_length,
-            mode: task.mode(),
-        }
+impl Task {
+    /// A task that is not in memory is described by its folder; `longest` is the encoder's limit of
+    /// tokens.
+    fn of(entry: &Entry, longest: usize) -> Result<Self, AdapterError> {
+        let (config, mode) = match entry.resident() {
+            Some(task) => (task.config.clone(), task.mode()),
+            None => (TaskConfig::read(&entry.folder)?, entry.mode),
+        };
+        Ok(Self {
+            task: entry.name.clone(),
+            version: entry.version,
+            problem_type: config.problem_type,
+            labels: config.labels,
+            max_length: config.max_length.min(longest),
+            mode,
+        })
     }
 }
 
@@ -45,6 +59,28 @@ impl From<&LiveTask> for Task {
 pub struct TaskList {
     /// By name.
     tasks: Vec<Task>,
+    /// Give this as `after` for the next page; absent on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// Which tasks to list.
+#[derive(Clone, Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Tasks in one answer.
+    #[serde(default = "ListQuery::default_limit")]
+    #[param(minimum = 1, maximum = 1000, default = 1000)]
+    limit: usize,
+    /// Only tasks behind this name.
+    after: Option<String>,
+}
+
+impl ListQuery {
+    fn default_limit() -> usize {
+        1000
+    }
 }
 
 /// A task with the report of its live version.
@@ -76,17 +112,57 @@ pub(super) struct TaskQuery {
     format: Option<Format>,
 }
 
-/// All tasks that answer.
-#[utoipa::path(get, path = "/v1/tasks", tag = "tasks",
-    responses((status = 200, description = "The tasks, by name.", body = TaskList)))]
-pub(super) async fn tasks(State(state): State<AppState>) -> Json<TaskList> {
+problem_set!(ListErrors: InvalidParameter, Internal);
+
+/// The tasks that answer, by name. One whose folder can't be read is left out.
+#[utoipa::path(get, path = "/v1/tasks", tag = "tasks", params(ListQuery),
+    responses((status = 200, description = "The tasks, by name.", body = TaskList), ListErrors))]
+pub(super) async fn tasks(
+    State(state): State<AppState>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<TaskList>, ApiError> {
+    let ListQuery { limit, after } = query;
+    if !(1..=1000).contains(&limit) {
+        return Err(Problem::InvalidParameter.with("limit must be from 1 to 1000"));
+    }
     let all = state.tasks.all();
-    Json(TaskList {
-        tasks: all.values().map(|task| Task::from(&**task)).collect(),
-    })
+    let first = match after.as_deref() {
+        Some(name) => Bound::Excluded(name),
+        None => Bound::Unbounded,
+    };
+    let mut behind = all.range::<str, _>((first, Bound::Unbounded));
+    let page: Vec<_> = behind
+        .by_ref()
+        .take(limit)
+        .map(|(_, entry)| Arc::clone(entry))
+        .collect();
+    let next = behind
+        .next()
+        .and(page.last())
+        .map(|entry| entry.name.clone());
+    let longest = state.serving.max_length();
+    let describe = move || {
+        page.iter()
+            .filter_map(|entry| listed(entry, longest))
+            .collect()
+    };
+    let tasks = spawn_blocking(describe).await.map_err(ApiError::internal)?;
+    Ok(Json(TaskList { tasks, next }))
 }
 
-problem_set!(TaskErrors: InvalidParameter, UnknownTask);
+fn listed(entry: &Entry, longest: usize) -> Option<Task> {
+    Task::of(entry, longest)
+        .inspect_err(|error| {
+            tracing::warn!(
+                task = entry.name,
+                error = chain(error),
+                "a task can't be described"
+            );
+        })
+        .ok()
+}
+
+problem_set!(TaskErrors: InvalidParameter, UnknownTask, Internal);
 
 /// One task, with the report of its live version.
 #[utoipa::path(get, path = "/v1/tasks/{task}", tag = "tasks",
@@ -101,20 +177,25 @@ pub(super) async fn task(
     Query(query): Query<TaskQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let task = state.task(&name)?;
+    let entry = state.task(&name)?;
+    let longest = state.serving.max_length();
+    let details = move || {
+        let report = entry.report().map_err(ApiError::internal)?;
+        let task = Task::of(&entry, longest).map_err(ApiError::internal)?;
+        Ok::<_, ApiError>(TaskDetails { task, report })
+    };
+    let details = spawn_blocking(details)
+        .await
+        .map_err(ApiError::internal)??;
     let format = query.format.unwrap_or_else(|| accepted(&headers));
     if format == Format::Markdown {
-        let text = markdown(&task);
+        let text = markdown(&details);
         return Ok((
             [(header::CONTENT_TYPE, "text/markdown; charset=utf-8")],
             text,
         )
             .into_response());
     }
-    let details = TaskDetails {
-        task: Task::from(&*task),
-        report: task.report.clone(),
-    };
     Ok(Json(details).into_response())
 }
 
@@ -133,9 +214,10 @@ fn accepted(headers: &HeaderMap) -> Format {
     }
 }
 
-fn markdown(task: &LiveTask) -> String {
-    let title = format!("# {}, version {}\n\n", task.name, task.version);
-    let Some(value) = &task.report else {
+fn markdown(details: &TaskDetails) -> String {
+    let task = &details.task;
+    let title = format!("# {}, version {}\n\n", task.task, task.version);
+    let Some(value) = &details.report else {
         return format!("{title}This version came without a report.\n");
     };
     match serde_json::from_value::<Report>(value.clone()) {
@@ -149,12 +231,16 @@ fn markdown(task: &LiveTask) -> String {
 
 impl AppState {
     /// The live version of a task; the error names the tasks there are.
-    pub(super) fn task(&self, name: &str) -> Result<std::sync::Arc<LiveTask>, ApiError> {
+    pub(super) fn task(&self, name: &str) -> Result<Arc<Entry>, ApiError> {
         self.tasks.get(name).ok_or_else(|| {
             let all = self.tasks.all();
-            let names: Vec<&str> = all.keys().map(String::as_str).collect();
+            let names: Vec<&str> = all.keys().take(NAMED).map(|name| &**name).collect();
             Problem::UnknownTask.with(match names.as_slice() {
                 [] => format!("there is no task {name:?}, and no other yet"),
+                names if all.len() > names.len() => format!(
+                    "there is no task {name:?}; GET /v1/tasks lists the {} that there are",
+                    all.len()
+                ),
                 names => format!(
                     "there is no task {name:?}; the tasks are: {}",
                     names.join(", ")

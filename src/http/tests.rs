@@ -70,7 +70,9 @@ impl Api {
             },
             request_timeout: Duration::from_secs(60),
         };
-        state.tasks.publish(fixture::task("mood", 3));
+        state
+            .tasks
+            .publish([fixture::resident(fixture::task("mood", 3))]);
         state.readiness.set_ready();
         let router = router(state.clone(), AdminAccess::token("s3cret"), admin());
         Self { state, router }
@@ -375,7 +377,9 @@ async fn a_stopping_server_is_alive_but_not_ready() {
 #[tokio::test]
 async fn tasks_are_listed_with_their_labels() {
     let api = Api::new();
-    api.state.tasks.publish(regression("tone"));
+    api.state
+        .tasks
+        .publish([fixture::resident(regression("tone"))]);
     let list = api.get("/v1/tasks").await.json();
     assert_eq!(
         list["tasks"][0],
@@ -383,9 +387,11 @@ async fn tasks_are_listed_with_their_labels() {
             "labels": ["no", "yes"], "max_length": 20, "mode": "hot"})
     );
     assert_eq!(list["tasks"][1]["task"], "tone");
-    let mut task = fixture::task("mood", 4);
-    task.report = Some(json!({"anything": 1}));
-    api.state.tasks.publish(task);
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("report.json"), r#"{"anything": 1}"#).expect("a file");
+    let mut entry = fixture::resident(fixture::task("mood", 4));
+    entry.folder = folder.path().into();
+    api.state.tasks.publish([entry]);
     let details = api.get("/v1/tasks/mood").await.json();
     assert_eq!(details["version"], 4);
     assert_eq!(details["report"], json!({"anything": 1}));

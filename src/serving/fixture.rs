@@ -1,13 +1,19 @@
 //! A tokenizer and a model for tests, which answer by simple rules and can be held at a gate.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use tokio::sync::mpsc as async_mpsc;
 
-use super::{LiveTask, Model, ModelError, Options, Serving, TaskSegment, Tokenize};
+use super::budget::Reservation;
+use super::{
+    Entry, LiveTask, Load, LoadError, Model, ModelError, Options, Residents, Serving, TaskSegment,
+    Tokenize,
+};
 use crate::adapter::{Mode, ProblemType, TaskConfig};
 use crate::encoder::{Encoder, EncoderConfig, Family, RelativeAttention, TaskWeights, Weights};
 use crate::telemetry::Metrics;
@@ -18,6 +24,8 @@ pub(crate) const OPTIONS: Options = Options {
     tokenizer_threads: 1,
     max_batch_tokens: 1000,
     max_queue: 1000,
+    max_wait: Duration::from_secs(60),
+    max_length: 20,
 };
 
 /// A task of two classes, `no` and `yes`, with at most 20 tokens.
@@ -34,10 +42,26 @@ pub(crate) fn task(name: &str, version: u64) -> LiveTask {
         },
         weights: weights(),
         merged: None,
-        asked_mode: Mode::Hot,
         weight_bytes: 0,
-        report: None,
         max_length: 20,
+        memory: Reservation::default(),
+    }
+}
+
+/// A task's entry in the table, in memory from the start.
+pub(crate) fn resident(task: LiveTask) -> Entry {
+    let (name, folder) = (task.name.clone(), PathBuf::new());
+    let entry = Entry::new(name, task.version, Mode::Hot, folder, true);
+    entry.set(Ok(Arc::new(task)));
+    entry
+}
+
+/// Loads nothing: the tasks of tests are in memory.
+struct NoFolders;
+
+impl Load for NoFolders {
+    fn load(&self, _: &Entry) -> Result<LiveTask, LoadError> {
+        Err(LoadError::Logits(Vec::new()))
     }
 }
 
@@ -225,5 +249,7 @@ impl Model for Scripted {
 pub(crate) fn start(model: &Arc<Scripted>, options: Options) -> Arc<Serving> {
     let metrics = Arc::new(Metrics::new().expect("metrics"));
     let model: Arc<Scripted> = Arc::clone(model);
-    Arc::new(Serving::start(model, Arc::new(Words), options, metrics).expect("threads"))
+    let residents = Residents::new(Arc::new(NoFolders), None, Arc::clone(&metrics));
+    let serving = Serving::start(model, Arc::new(Words), residents, options, metrics);
+    Arc::new(serving.expect("threads"))
 }

@@ -2,30 +2,37 @@
 //! of live tasks.
 //!
 //! ```text
-//! classify ─ admission ─ tokenizer pool ─ queue ─ worker(s) ─ answer
-//!            permits      own threads     fair     each a whole
-//!            by sequence                  by tokens  batch at a time
+//! classify ─ admission ─ adapter ─ tokenizer pool ─ queue ─ worker(s) ─ answer
+//!            permits     read if   own threads     fair     each a whole
+//!            by task     not there                 by tokens  batch at a time
 //! ```
 //!
 //! A request that is dropped (its client has gone) or whose deadline passes leaves the queue at
 //! once and is not computed.
 
+mod admission;
+mod budget;
 mod fair;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod loader;
 mod model;
 mod publisher;
 mod queue;
 mod rate;
+mod residents;
 mod tasks;
 #[cfg(test)]
 mod tests;
 mod tokenizing;
 mod worker;
 
+pub use budget::Reservation;
+pub use loader::{Loader, Student};
 pub use model::{Model, ModelError, TaskSegment};
-pub use publisher::{MergedTasks, PublishError, Publisher, Student};
-pub use tasks::{LiveTask, TaskTable};
+pub use publisher::{PublishError, Publisher, TaskSet, Wishes};
+pub use residents::{Load, LoadError, Residents};
+pub use tasks::{Entry, LiveTask, TaskTable};
 pub use tokenizing::Tokenize;
 
 use std::io;
@@ -33,11 +40,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::telemetry::Metrics;
 use crate::text::{Input, TokenizerError};
+use admission::{Admission, Bounds, Permit};
 use queue::{Computed, Item, Pending, Queue};
 use rate::ServiceRate;
 use tokenizing::TokenizerPool;
@@ -52,11 +59,15 @@ pub struct Options {
     pub max_batch_tokens: usize,
     /// Most sequences in the engine at a time.
     pub max_queue: usize,
+    /// Longest wait that the work in the engine may mean for a request that comes.
+    pub max_wait: Duration,
+    /// Most tokens in one sequence.
+    pub max_length: usize,
 }
 
 /// Texts to classify with one version of a task.
 pub struct Request {
-    pub task: Arc<LiveTask>,
+    pub task: Arc<Entry>,
     pub inputs: Vec<Input>,
     /// Cut inputs that are too long; if false they are an error.
     pub truncate: bool,
@@ -67,6 +78,8 @@ pub struct Request {
 /// Rows of logits of a request.
 #[derive(Debug)]
 pub struct Answer {
+    /// Who has answered.
+    pub task: Arc<LiveTask>,
     /// `[inputs][labels]`
     pub logits: Vec<Vec<f32>>,
     /// Tokens of all inputs, special tokens included.
@@ -77,6 +90,8 @@ pub struct Answer {
 /// Where the time of a request went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
+    /// Zero where the version was in memory.
+    pub load: Duration,
     /// Includes the wait for a tokenizer thread.
     pub tokenize: Duration,
     /// From entering the queue to the start of the first batch.
@@ -93,6 +108,8 @@ pub enum ServingError {
         /// What the work in the engine takes, as fast as it is done at present.
         retry_after: Duration,
     },
+    #[error("the version can't be loaded")]
+    Load(#[source] Arc<LoadError>),
     #[error("input {index} can't be tokenised")]
     Tokenize {
         /// Place of the input in the request.
@@ -109,11 +126,11 @@ pub enum ServingError {
 
 /// The engine. Its threads end when it is dropped and what is queued is done.
 pub struct Serving {
-    admission: Arc<Semaphore>,
+    residents: Arc<Residents>,
+    admission: Arc<Admission>,
     tokenizers: TokenizerPool,
     queue: Arc<Queue>,
-    rate: Arc<ServiceRate>,
-    max_queue: usize,
+    max_length: usize,
 }
 
 impl Serving {
@@ -121,20 +138,26 @@ impl Serving {
     pub fn start(
         model: Arc<dyn Model>,
         tokenizer: Arc<dyn Tokenize>,
+        residents: Arc<Residents>,
         options: Options,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let queue = Arc::new(Queue::new(options.max_batch_tokens, Arc::clone(&metrics)));
+        let rate = Arc::new(ServiceRate::new(options.workers));
+        let bounds = Bounds {
+            sequences: options.max_queue,
+            wait: options.max_wait,
+        };
         let serving = Self {
-            admission: Arc::new(Semaphore::new(options.max_queue)),
+            residents,
+            admission: Admission::new(bounds, Arc::clone(&rate)),
             tokenizers: TokenizerPool::start(tokenizer, options.tokenizer_threads)?,
             queue: Arc::clone(&queue),
-            rate: Arc::new(ServiceRate::new(options.workers)),
-            max_queue: options.max_queue,
+            max_length: options.max_length,
         };
         for i in 0..options.workers {
             let (model, queue) = (Arc::clone(&model), Arc::clone(&queue));
-            let (metrics, rate) = (Arc::clone(&metrics), Arc::clone(&serving.rate));
+            let (metrics, rate) = (Arc::clone(&metrics), Arc::clone(&rate));
             thread::Builder::new()
                 .name(format!("worker-{i}"))
                 .spawn(move || worker::work(&*model, &queue, &metrics, &rate))?;
@@ -142,39 +165,54 @@ impl Serving {
         Ok(serving)
     }
 
+    /// Most tokens that a sequence of any task is cut to.
+    pub fn max_length(&self) -> usize {
+        self.max_length
+    }
+
     /// Classifies the inputs. Dropping the future takes the request out of the queue.
     pub async fn classify(&self, request: Request) -> Result<Answer, ServingError> {
-        let permit = self.admit(request.inputs.len())?;
+        if request.deadline <= Instant::now() {
+            return Err(ServingError::Deadline);
+        }
+        let inputs = &request.inputs;
+        let tokens = inputs.iter().map(|input| self.estimate(input)).sum();
+        let permit = self
+            .admission
+            .enter(&request.task.name, inputs.len(), tokens)
+            .map_err(|retry_after| ServingError::Full { retry_after })?;
         timeout_at(request.deadline, self.answer(request, permit))
             .await
             .unwrap_or(Err(ServingError::Deadline))
     }
 
-    /// Permits for all sequences of a request or none, without waiting: a client that is told at
-    /// once can go elsewhere.
-    fn admit(&self, sequences: usize) -> Result<OwnedSemaphorePermit, ServingError> {
-        let permits = u32::try_from(sequences).ok();
-        let admission = Arc::clone(&self.admission);
-        let permit = permits.and_then(|permits| admission.try_acquire_many_owned(permits).ok());
-        permit.ok_or_else(|| {
-            let inside = self.max_queue - self.admission.available_permits().min(self.max_queue);
-            ServingError::Full {
-                retry_after: self.rate.wait(inside),
-            }
-        })
+    /// About how many tokens a text has.
+    fn estimate(&self, input: &Input) -> usize {
+        const BYTES_PER_TOKEN: usize = 4;
+        let pair = input.text_pair.as_ref().map_or(0, String::len);
+        let tokens = (input.text.len() + pair).div_ceil(BYTES_PER_TOKEN) + 2;
+        tokens.min(self.max_length)
     }
 
-    async fn answer(
-        &self,
-        request: Request,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Answer, ServingError> {
+    async fn answer(&self, request: Request, mut permit: Permit) -> Result<Answer, ServingError> {
         let Request {
             task,
             inputs,
             truncate,
             ..
         } = request;
+        let arrived = Instant::now();
+        let was_resident = task.is_resident();
+        let task = self
+            .residents
+            .acquire(&task)
+            .await
+            .map_err(ServingError::Load)?;
+        let load = match was_resident {
+            true => Duration::ZERO,
+            false => arrived.elapsed(),
+        };
+
         let arrived = Instant::now();
         let truncation = truncate.then_some(task.config.truncation);
         let sequences = self
@@ -183,6 +221,7 @@ impl Serving {
             .await?;
         let tokenize = arrived.elapsed();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
+        permit.settle(tokens);
 
         let (pending, answer) = Pending::new(sequences.len(), permit);
         let items = sequences
@@ -196,7 +235,7 @@ impl Serving {
             })
             .collect();
         self.queue.push(items);
-        let _leave = LeaveQueue {
+        let leave = LeaveQueue {
             queue: &self.queue,
             task: &task.name,
             pending: &pending,
@@ -207,11 +246,14 @@ impl Serving {
             compute,
         } = answer.await.map_err(|_| ServingError::Failed)??;
         let timings = Timings {
+            load,
             tokenize,
             queue,
             compute,
         };
+        drop(leave);
         Ok(Answer {
+            task,
             logits,
             tokens,
             timings,

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
+use super::admission::Permit;
 use super::fair::FairQueue;
 use super::{LiveTask, ServingError};
 use crate::telemetry::Metrics;
@@ -28,7 +29,7 @@ struct State {
     started_at: Option<Instant>,
     /// Held until the answer is there; without one, until the last sequence has left the queue and
     /// the workers.
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
     /// Taken with the answer.
     reply: Option<oneshot::Sender<Result<Computed, ServingError>>>,
 }
@@ -46,7 +47,7 @@ pub(super) struct Computed {
 impl Pending {
     pub(super) fn new(
         sequences: usize,
-        permit: OwnedSemaphorePermit,
+        permit: Permit,
     ) -> (Arc<Self>, oneshot::Receiver<Result<Computed, ServingError>>) {
         let (reply, answer) = oneshot::channel();
         let state = State {

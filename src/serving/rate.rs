@@ -7,13 +7,10 @@ use std::time::Duration;
 const LATEST: f64 = 0.1;
 /// No client should be sent away for longer, whatever the measurements say.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// Before anything has been measured.
-const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
-
-/// Sequences that the workers answer in a second.
+/// Tokens that the workers compute in a second.
 pub(super) struct ServiceRate {
     workers: usize,
-    /// Seconds that a worker needs for a sequence, a running mean over its batches.
+    /// Seconds that a worker needs for a token, a running mean over its batches.
     seconds: Mutex<Option<f64>>,
 }
 
@@ -26,8 +23,8 @@ impl ServiceRate {
     }
 
     /// A worker has computed a batch.
-    pub(super) fn batch(&self, sequences: usize, time: Duration) {
-        let latest = time.as_secs_f64() / sequences.max(1) as f64;
+    pub(super) fn batch(&self, tokens: usize, time: Duration) {
+        let latest = time.as_secs_f64() / tokens.max(1) as f64;
         let mut seconds = self.seconds.lock().unwrap_or_else(PoisonError::into_inner);
         *seconds = Some(match *seconds {
             None => latest,
@@ -35,14 +32,13 @@ impl ServiceRate {
         });
     }
 
-    /// How long so many sequences take.
-    pub(super) fn wait(&self, sequences: usize) -> Duration {
+    /// How long so many tokens take; none before a batch has been measured.
+    pub(super) fn wait(&self, tokens: usize) -> Option<Duration> {
         let seconds = *self.seconds.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(seconds) = seconds else {
-            return UNKNOWN_WAIT;
-        };
-        let wait = seconds * sequences as f64 / self.workers.max(1) as f64;
-        Duration::try_from_secs_f64(wait).map_or(LONGEST_WAIT, |wait| wait.min(LONGEST_WAIT))
+        let seconds = seconds?;
+        let wait = seconds * tokens as f64 / self.workers.max(1) as f64;
+        let wait = Duration::try_from_secs_f64(wait);
+        Some(wait.map_or(LONGEST_WAIT, |wait| wait.min(LONGEST_WAIT)))
     }
 }
 
@@ -53,10 +49,10 @@ mod tests {
     #[test]
     fn the_wait_is_the_work_over_the_rate_of_all_workers() {
         let rate = ServiceRate::new(2);
-        assert_eq!(rate.wait(100), UNKNOWN_WAIT);
+        assert_eq!(rate.wait(100), None);
         rate.batch(10, Duration::from_secs(1));
-        assert_eq!(rate.wait(100), Duration::from_secs(5));
-        assert_eq!(rate.wait(usize::MAX), LONGEST_WAIT);
+        assert_eq!(rate.wait(100), Some(Duration::from_secs(5)));
+        assert_eq!(rate.wait(usize::MAX), Some(LONGEST_WAIT));
     }
 
     #[test]
@@ -64,11 +60,11 @@ mod tests {
         let rate = ServiceRate::new(1);
         rate.batch(10, Duration::from_secs(1));
         rate.batch(10, Duration::from_secs(100));
-        assert!(rate.wait(10) < Duration::from_secs(20));
+        assert!(rate.wait(10) < Some(Duration::from_secs(20)));
         for _ in 0..100 {
             rate.batch(10, Duration::from_secs(10));
         }
-        let wait = rate.wait(10).as_secs_f64();
+        let wait = rate.wait(10).expect("a measurement").as_secs_f64();
         assert!((wait - 10.0).abs() < 0.1, "{wait}");
     }
 }

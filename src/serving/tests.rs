@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::fixture::{self, NAN, OPTIONS, PANIC, Scripted, Seen};
 use super::*;
 
-fn request(task: &Arc<LiveTask>, texts: &[&str]) -> Request {
+fn request(task: &Arc<Entry>, texts: &[&str]) -> Request {
     Request {
         task: Arc::clone(task),
         inputs: texts
@@ -60,7 +60,7 @@ async fn computing(
 #[tokio::test]
 async fn rows_come_in_the_order_of_the_inputs() {
     let serving = fixture::start(&Arc::default(), OPTIONS);
-    let task = Arc::new(fixture::task("mood", 3));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 3)));
     let answer = serving
         .classify(request(&task, &["1 2", "30", "4 5 6"]))
         .await
@@ -77,7 +77,7 @@ async fn a_request_is_admitted_whole_or_not_at_all() {
         ..OPTIONS
     };
     let serving = fixture::start(&model, options);
-    let task = Arc::new(fixture::task("mood", 1));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 1)));
     let first = computing(&serving, &mut keeper, request(&task, &["1", "2"])).await;
     let refused = serving.classify(request(&task, &["3", "4"])).await;
     assert!(
@@ -104,7 +104,7 @@ async fn a_request_is_admitted_whole_or_not_at_all() {
 async fn a_client_that_has_gone_is_not_computed() {
     let (model, mut keeper) = Scripted::gated();
     let serving = fixture::start(&model, OPTIONS);
-    let task = Arc::new(fixture::task("mood", 1));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 1)));
     let first = computing(&serving, &mut keeper, request(&task, &["1"])).await;
     let gone = queued(&serving, request(&task, &["2", "3"])).await;
     let stays = queued(&serving, request(&task, &["4"])).await;
@@ -121,7 +121,7 @@ async fn a_client_that_has_gone_is_not_computed() {
 async fn a_request_past_its_deadline_is_not_computed() {
     let (model, mut keeper) = Scripted::gated();
     let serving = fixture::start(&model, OPTIONS);
-    let task = Arc::new(fixture::task("mood", 1));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 1)));
     let first = computing(&serving, &mut keeper, request(&task, &["1"])).await;
     let hurried = Request {
         deadline: Instant::now() + Duration::from_millis(5),
@@ -141,9 +141,9 @@ async fn a_request_past_its_deadline_is_not_computed() {
 async fn a_batch_has_the_sequences_of_a_task_side_by_side() {
     let (model, mut keeper) = Scripted::gated();
     let serving = fixture::start(&model, OPTIONS);
-    let mood = Arc::new(fixture::task("mood", 1));
-    let topic = Arc::new(fixture::task("topic", 1));
-    let newer = Arc::new(fixture::task("mood", 2));
+    let mood = Arc::new(fixture::resident(fixture::task("mood", 1)));
+    let topic = Arc::new(fixture::resident(fixture::task("topic", 1)));
+    let newer = Arc::new(fixture::resident(fixture::task("mood", 2)));
     let mut all = vec![computing(&serving, &mut keeper, request(&mood, &["0"])).await];
     for (task, id) in [(&mood, "1"), (&topic, "2"), (&mood, "3"), (&newer, "4")] {
         all.push(queued(&serving, request(task, &[id])).await);
@@ -173,7 +173,7 @@ async fn batches_keep_within_their_tokens() {
         ..OPTIONS
     };
     let serving = fixture::start(&model, options);
-    let task = Arc::new(fixture::task("mood", 1));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 1)));
     let first = computing(&serving, &mut keeper, request(&task, &["1"])).await;
     let texts = ["1 1 1", "1 1 1", "1 1 1", "1 1 1 1 1 1 1 1 1", "1"];
     let second = queued(&serving, request(&task, &texts)).await;
@@ -188,7 +188,7 @@ async fn batches_keep_within_their_tokens() {
 #[tokio::test]
 async fn a_panic_or_a_nan_fails_its_batch_and_no_other() {
     let serving = fixture::start(&Arc::default(), OPTIONS);
-    let task = Arc::new(fixture::task("mood", 1));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 1)));
     for id in [PANIC, NAN] {
         let failed = serving
             .classify(request(&task, &["1", &id.to_string()]))
@@ -207,7 +207,7 @@ async fn what_fails_in_one_batch_leaves_the_queue() {
         ..OPTIONS
     };
     let serving = fixture::start(&model, options);
-    let task = Arc::new(fixture::task("mood", 1));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 1)));
     let panics = PANIC.to_string();
     let failing = computing(&serving, &mut keeper, request(&task, &[&panics, "2", "3"])).await;
     keeper.pass();
@@ -216,7 +216,7 @@ async fn what_fails_in_one_batch_leaves_the_queue() {
     drop(keeper);
     assert_eq!(serving.queue.len(), 0);
     // "2" may be with the worker.
-    until(|| serving.admission.available_permits() == 3).await;
+    until(|| serving.admission.sequences() == 0).await;
     assert!(serving.classify(request(&task, &["4"])).await.is_ok());
     assert!(!model.has_seen(3));
 }
@@ -224,7 +224,7 @@ async fn what_fails_in_one_batch_leaves_the_queue() {
 #[tokio::test]
 async fn inputs_that_are_too_long_are_named() {
     let serving = fixture::start(&Arc::default(), OPTIONS);
-    let task = Arc::new(fixture::task("mood", 1));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 1)));
     let long = "1 ".repeat(21);
     let strict = Request {
         truncate: false,
@@ -248,7 +248,7 @@ async fn idle_workers_share_what_is_queued() {
     };
     let serving = fixture::start(&model, options);
     until(|| serving.queue.idle() == 2).await;
-    let task = Arc::new(fixture::task("mood", 1));
+    let task = Arc::new(fixture::resident(fixture::task("mood", 1)));
     let text = "1 ".repeat(20);
     let texts = vec![text.as_str(); 10];
     let handle = computing(&serving, &mut keeper, request(&task, &texts)).await;
@@ -267,12 +267,13 @@ async fn answers_are_never_mixed_while_versions_change() {
         tokenizer_threads: 2,
         max_batch_tokens: 40,
         max_queue: 100_000,
+        ..OPTIONS
     };
     let serving = fixture::start(&Arc::default(), options);
     let table = Arc::new(TaskTable::default());
     let names = ["mood", "topic", "tone"];
     for name in names {
-        table.publish(fixture::task(name, 1));
+        table.publish([fixture::resident(fixture::task(name, 1))]);
     }
     let mut clients = JoinSet::new();
     for client in 0..24_u32 {
@@ -295,7 +296,7 @@ async fn answers_are_never_mixed_while_versions_change() {
     }
     for version in 2..=50 {
         for name in names {
-            table.publish(fixture::task(name, version));
+            table.publish([fixture::resident(fixture::task(name, version))]);
         }
         yield_now().await;
     }

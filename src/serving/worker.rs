@@ -26,7 +26,7 @@ pub(super) fn work(model: &dyn Model, queue: &Queue, metrics: &Metrics, rate: &S
                 let tokens = items.iter().map(|item| item.sequence.ids.len()).sum();
                 let time = started.elapsed();
                 metrics.batch(items.len(), tokens, time);
-                rate.batch(items.len(), time);
+                rate.batch(tokens, time);
                 for (item, row) in items.iter().zip(rows) {
                     item.pending.fulfil(item.index, row);
                 }

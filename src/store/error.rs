@@ -21,6 +21,8 @@ pub enum StoreError {
     MissingArtifact { task: String, version: u64 },
     #[error("task '{0}' has no earlier live version to go back to")]
     NothingToRollBack(String),
+    #[error("task '{0}' has no live version")]
+    NotLive(String),
     #[error("there is no job '{0}'")]
     UnknownJob(String),
     #[error("job '{id}' is over already ({state})")]

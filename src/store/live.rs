@@ -1,19 +1,22 @@
 //! Which version of a task is live: promoting, going back, and the history of it.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 use utoipa::ToSchema;
 
-use super::versions::{SELECT, Version, artifact, database_int, unsigned};
+use super::versions::{Version, artifact, database_int, unsigned};
 use super::{Store, StoreError, Timestamp};
+use crate::adapter::Mode;
 
 /// One change of a task's live version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Change {
     pub task: String,
     pub kind: ChangeKind,
-    /// Live from this change on.
+    /// Live from this change on; of a withdrawal, the one that was live until then.
     pub version: u64,
     /// Live before it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -30,21 +33,60 @@ pub struct Change {
 pub enum ChangeKind {
     Promote,
     Rollback,
+    /// The task does not answer from this change on.
+    Withdraw,
+}
+
+/// Which version a task answers with, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveVersion {
+    pub task: String,
+    pub version: u64,
+    /// As an administrator has asked for, if one has.
+    pub mode: Option<Mode>,
+    /// The PEFT folder.
+    pub path: PathBuf,
+}
+
+/// Columns that [`LiveVersion::from_row`] reads.
+const LIVE: &str = "SELECT l.task, l.version, m.mode
+    FROM live l LEFT JOIN task_modes m ON m.task = l.task";
+
+impl LiveVersion {
+    fn from_row(row: &SqliteRow, artifacts: &Path) -> Result<Self, sqlx::Error> {
+        let task: String = row.try_get("task")?;
+        let version = unsigned(row, "version")?;
+        let mode: Option<&str> = row.try_get("mode")?;
+        Ok(Self {
+            path: artifact(artifacts, &task, version),
+            version,
+            mode: mode.and_then(Mode::parse),
+            task,
+        })
+    }
 }
 
 impl Store {
-    /// The version that the task answers with, if it has one whose folder is there.
-    pub async fn live(&self, task: &str) -> Result<Option<Version>, StoreError> {
-        let live = self.live_versions().await?;
-        Ok(live.into_iter().find(|version| version.task == task))
+    /// The version that the task answers with, if it has one.
+    pub async fn live(&self, task: &str) -> Result<Option<LiveVersion>, StoreError> {
+        let row = sqlx::query(&format!("{LIVE} WHERE l.task = ?"))
+            .bind(task)
+            .fetch_optional(self.pool())
+            .await?;
+        let live = row.map(|row| LiveVersion::from_row(&row, &self.artifacts()));
+        Ok(live.transpose()?)
     }
 
-    /// The live version of each task, by task name. A version whose folder is gone is left out.
-    pub async fn live_versions(&self) -> Result<Vec<Version>, StoreError> {
-        let sql = format!("{SELECT} WHERE l.version IS NOT NULL ORDER BY v.task");
-        let mut versions = self.select(sqlx::query(&sql)).await?;
-        versions.retain(|version| !version.missing);
-        Ok(versions)
+    /// The live version of each task, by task name.
+    pub async fn live_index(&self) -> Result<Vec<LiveVersion>, StoreError> {
+        let rows = sqlx::query(&format!("{LIVE} ORDER BY l.task"))
+            .fetch_all(self.pool())
+            .await?;
+        let artifacts = self.artifacts();
+        let live = rows
+            .iter()
+            .map(|row| LiveVersion::from_row(row, &artifacts));
+        Ok(live.collect::<Result<_, _>>()?)
     }
 
     /// Makes a version live, at once and durably. Promoting the live version changes nothing.
@@ -106,12 +148,39 @@ impl Store {
         self.version(task, version).await
     }
 
+    /// Takes the task out of service. Its versions stay, and each can be promoted again; there is
+    /// nothing to go back to after that.
+    pub async fn withdraw(&self, task: &str, actor: &str, reason: &str) -> Result<(), StoreError> {
+        let mut transaction = self.write().await?;
+        let live = live_row(&mut transaction, task).await?;
+        let live = live.ok_or_else(|| StoreError::NotLive(task.to_owned()))?;
+        let sql = "INSERT INTO withdrawals (task, version, after, actor, reason, at)
+            SELECT ?1, ?2, MAX(id), ?3, ?4, ?5 FROM changes WHERE task = ?1";
+        sqlx::query(sql)
+            .bind(task)
+            .bind(live.version)
+            .bind(actor)
+            .bind(reason)
+            .bind(Timestamp::now().millis())
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query("DELETE FROM live WHERE task = ?")
+            .bind(task)
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction.commit().await?)
+    }
+
     /// Every change of the task's live version, oldest first.
     pub async fn history(&self, task: &str) -> Result<Vec<Change>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM changes WHERE task = ? ORDER BY id")
-            .bind(task)
-            .fetch_all(self.pool())
-            .await?;
+        let sql =
+            "SELECT task, kind, version, previous, actor, reason, at, id AS place, 0 AS behind
+            FROM changes WHERE task = ?1
+            UNION ALL
+            SELECT task, 'withdraw', version, version, actor, reason, at, after, 1
+            FROM withdrawals WHERE task = ?1
+            ORDER BY place, behind";
+        let rows = sqlx::query(sql).bind(task).fetch_all(self.pool()).await?;
         Ok(rows
             .iter()
             .map(Change::from_row)
@@ -126,6 +195,7 @@ impl Change {
             task: row.try_get("task")?,
             kind: match row.try_get("kind")? {
                 "rollback" => ChangeKind::Rollback,
+                "withdraw" => ChangeKind::Withdraw,
                 _ => ChangeKind::Promote,
             },
             version: unsigned(row, "version")?,
@@ -267,7 +337,8 @@ mod tests {
         assert_eq!(back.version, 2);
         let back = store.rollback("topic", "admin", "still").await.unwrap();
         assert_eq!(back.version, 1);
-        assert_eq!(store.live("topic").await.unwrap().unwrap().version, 1);
+        let live = store.live("topic").await.unwrap().unwrap();
+        assert_eq!((live.version, &live.path), (1, &back.path));
         let nothing = store.rollback("topic", "admin", "more").await;
         assert!(matches!(nothing, Err(StoreError::NothingToRollBack(_))));
 
@@ -299,6 +370,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_withdrawn_task_does_not_answer_until_a_version_is_promoted_again() {
+        let (folder, store) = store().await;
+        add(&folder, &store, "one").await;
+        let withdraw = || store.withdraw("topic", "admin", "no longer used");
+        assert!(matches!(withdraw().await, Err(StoreError::NotLive(_))));
+        store.promote("topic", 1, "admin", "").await.unwrap();
+        withdraw().await.unwrap();
+        assert!(store.live("topic").await.unwrap().is_none());
+        assert!(store.live_index().await.unwrap().is_empty());
+        assert_eq!(store.versions("topic").await.unwrap().len(), 1);
+        let back = store.rollback("topic", "admin", "").await;
+        assert!(matches!(back, Err(StoreError::NothingToRollBack(_))));
+
+        store.promote("topic", 1, "admin", "again").await.unwrap();
+        let history = store.history("topic").await.unwrap();
+        let steps: Vec<_> = history
+            .iter()
+            .map(|change| (change.kind, change.previous))
+            .collect();
+        let expected = [
+            (ChangeKind::Promote, None),
+            (ChangeKind::Withdraw, Some(1)),
+            (ChangeKind::Promote, None),
+        ];
+        assert_eq!(steps, expected);
+    }
+
+    #[tokio::test]
     async fn unknown_tasks_and_versions_are_named() {
         let (folder, store) = store().await;
         add(&folder, &store, "one").await;
@@ -321,7 +420,6 @@ mod tests {
         store.promote("topic", 1, "admin", "").await.unwrap();
         store.promote("topic", 2, "admin", "").await.unwrap();
         std::fs::remove_dir_all(&second.path).unwrap();
-        assert!(store.live_versions().await.unwrap().is_empty());
         assert!(store.versions("topic").await.unwrap()[1].missing);
         assert_eq!(store.rollback("topic", "a", "").await.unwrap().version, 1);
         let error = store.promote("topic", 2, "admin", "").await;

@@ -40,7 +40,7 @@ use sqlx::{Sqlite, Transaction};
 
 pub use error::StoreError;
 pub use jobs::{Created, Job, JobState, NewJob, Progress};
-pub use live::{Change, ChangeKind};
+pub use live::{Change, ChangeKind, LiveVersion};
 pub use recovery::Recovery;
 pub use timestamp::Timestamp;
 pub use versions::{Origin, Version};

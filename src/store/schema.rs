@@ -16,6 +16,11 @@ const STEPS: &[(i64, &str, &str)] = &[
         "task modes",
         include_str!("../../migrations/0002_task_modes.sql"),
     ),
+    (
+        3,
+        "withdrawals",
+        include_str!("../../migrations/0003_withdrawals.sql"),
+    ),
 ];
 
 pub(super) fn migrator() -> Migrator {

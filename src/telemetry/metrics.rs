@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::gpu::Gpus;
 use super::memory;
-use super::request::RequestGuard;
+use super::request::{Outcome, RequestGuard};
 
 /// Seconds: a short text takes about a millisecond on a CPU core.
 const SECONDS: [f64; 14] = [
@@ -20,6 +20,9 @@ const BATCH_SEQUENCES: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 
 const BATCH_TOKENS: [f64; 10] = [
     8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0,
 ];
+
+/// Whose latency a report gives.
+const MODELS: [&str; 2] = ["student", "teacher"];
 
 /// All metrics of a server. Each has a registry of its own, so that tests can run several servers
 /// in one process.
@@ -42,6 +45,9 @@ pub struct Metrics {
     speed_up: GaugeVec,
     adapters: IntGauge,
     adapter_bytes: IntGauge,
+    adapter_loads: IntCounterVec,
+    adapter_load_seconds: Histogram,
+    adapter_evictions: IntCounter,
     jobs: IntGaugeVec,
     training_loss: Gauge,
     training_tokens_per_second: Gauge,
@@ -145,6 +151,29 @@ impl Metrics {
                 "kdlora_adapter_memory_bytes",
                 "Memory of the adapters.",
             )?,
+            adapter_loads: register(
+                &r,
+                IntCounterVec::new(
+                    Opts::new(
+                        "kdlora_adapter_loads_total",
+                        "Versions read into memory, by outcome.",
+                    ),
+                    &["outcome"],
+                )?,
+            )?,
+            adapter_load_seconds: histogram(
+                &r,
+                "kdlora_adapter_load_seconds",
+                "Time to read a version into memory, with the wait for its turn and for room.",
+                &SECONDS,
+            )?,
+            adapter_evictions: register(
+                &r,
+                IntCounter::new(
+                    "kdlora_adapter_evictions_total",
+                    "Versions that left memory to make room.",
+                )?,
+            )?,
             jobs: gauges(&r, "kdlora_jobs", "Distillation jobs by state.", &["state"])?,
             training_loss: float(
                 &r,
@@ -218,11 +247,10 @@ impl Metrics {
         self.live_version
             .with_label_values(&[task])
             .set(i64::try_from(version).unwrap_or(i64::MAX));
-        let models = [
-            ("student", measured.student_p50),
-            ("teacher", measured.teacher_p50),
-        ];
-        for (model, p50) in models {
+        for (model, p50) in MODELS
+            .into_iter()
+            .zip([measured.student_p50, measured.teacher_p50])
+        {
             let labels = [task, model];
             match p50 {
                 Some(p50) => self
@@ -244,6 +272,39 @@ impl Metrics {
         self.adapters.set(to_i64(count));
         self.adapter_bytes
             .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// A version has been read into memory, or could not be.
+    pub fn adapter_load(&self, loaded: bool, took: Duration) {
+        let outcome = if loaded { "ok" } else { "failed" };
+        self.adapter_loads.with_label_values(&[outcome]).inc();
+        self.adapter_load_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A version has left memory to make room.
+    pub fn adapter_evicted(&self) {
+        self.adapter_evictions.inc();
+    }
+
+    /// The task does not answer any more: its series end.
+    pub fn task_gone(&self, task: &str) {
+        let by_task = [
+            &self.request_seconds,
+            &self.tokenize_seconds,
+            &self.queue_seconds,
+            &self.compute_seconds,
+        ];
+        for histogram in by_task {
+            let _ = histogram.remove_label_values(&[task]);
+        }
+        for outcome in Outcome::ALL {
+            let _ = self.requests.remove_label_values(&[task, outcome.label()]);
+        }
+        let _ = self.live_version.remove_label_values(&[task]);
+        let _ = self.speed_up.remove_label_values(&[task]);
+        for model in MODELS {
+            let _ = self.latency.remove_label_values(&[task, model]);
+        }
     }
 
     /// Number of jobs in one state.

@@ -21,7 +21,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn label(self) -> &'static str {
+    pub const ALL: [Self; 6] = [
+        Self::Ok,
+        Self::Invalid,
+        Self::Full,
+        Self::Deadline,
+        Self::Failed,
+        Self::Gone,
+    ];
+
+    pub(super) fn label(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Invalid => "invalid",

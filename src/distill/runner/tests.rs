@@ -24,8 +24,8 @@ struct House {
     _folder: TempDir,
     store: Store,
     runner: Runner,
-    /// Versions that were to be taken into service.
-    live: mpsc::UnboundedReceiver<Version>,
+    /// Tasks that were to be taken into service.
+    live: mpsc::UnboundedReceiver<String>,
 }
 
 async fn house(script: &str) -> House {
@@ -36,8 +36,8 @@ async fn house_with(script: &str, hook_error: Option<&'static str>) -> House {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).await.unwrap();
     let (sender, live) = mpsc::unbounded_channel();
-    let live_hook = LiveHook::new(move |version| {
-        sender.send(version).unwrap();
+    let live_hook = LiveHook::new(move |task| {
+        sender.send(task).unwrap();
         async move { hook_error.map_or(Ok(()), |error| Err(error.into())) }
     });
     let config = RunnerConfig {
@@ -113,7 +113,7 @@ async fn a_pass_that_succeeds_becomes_the_live_version() {
     assert_eq!((job.state, job.version), (JobState::Succeeded, Some(1)));
     assert_eq!(job.stage.as_deref(), Some("student_training"));
     assert_eq!((job.step, job.steps, job.loss), (7, 9, Some(0.5)));
-    assert_eq!(house.live.recv().await.unwrap().version, 1);
+    assert_eq!(house.live.recv().await.unwrap(), "topic");
     let live = house.store.live("topic").await.unwrap().unwrap();
     assert!(live.path.join("adapter_model.safetensors").is_file());
     house.runner.shutdown().await;

@@ -16,12 +16,12 @@ use super::{Admin, to_the_end};
 use crate::adapter::AdapterFolder;
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::Json;
-use crate::serving::PublishError;
+use crate::serving::LoadError;
 use crate::store::{NewJob, Origin, Version};
 use crate::telemetry::chain;
 
 /// Whether the adapter of a folder can answer with the student that serves. Blocks.
-pub type AdapterCheck = Arc<dyn Fn(&Path) -> Result<(), PublishError> + Send + Sync>;
+pub type AdapterCheck = Arc<dyn Fn(&Path) -> Result<(), LoadError> + Send + Sync>;
 
 /// The files of an adapter, as parts of a form.
 const FILES: [&str; 4] = [

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::body::Body;
@@ -414,10 +415,14 @@ async fn versions_go_live_and_back() {
 
 #[tokio::test]
 async fn a_version_that_cannot_be_served_does_not_stay_live() {
-    let hook = LiveHook::new(|version| async move {
-        match version.version {
-            2 => Err("a tensor is missing".into()),
-            _ => Ok(()),
+    let calls = AtomicUsize::new(0);
+    let hook = LiveHook::new(move |_| {
+        let second = calls.fetch_add(1, Ordering::SeqCst) == 1;
+        async move {
+            match second {
+                true => Err("a tensor is missing".into()),
+                false => Ok(()),
+            }
         }
     });
     let house = house_with(hook).await;

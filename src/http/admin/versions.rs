@@ -1,6 +1,7 @@
 //! The versions of a task, and which of them answers.
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -113,6 +114,35 @@ pub(super) async fn rollback(
     .await
 }
 
+problem_set!(
+    WithdrawErrors: InvalidParameter, Unauthorized, Forbidden, UnknownTask, Conflict, Internal
+);
+
+/// Take a task out of service. Its versions stay and can be promoted again; requests that have
+/// begun are answered.
+#[utoipa::path(
+    delete, path = "/admin/tasks/{task}", tag = "admin", operation_id = "withdraw",
+    params(("task" = String, Path), Why),
+    responses((status = 204, description = "The task does not answer any more."), WithdrawErrors)
+)]
+pub(super) async fn withdraw(
+    State(admin): State<Admin>,
+    Path(task): Path<String>,
+    Query(why): Query<Why>,
+) -> Result<StatusCode, ApiError> {
+    let reason = reason(why.reason, "withdrawn by hand", Problem::InvalidParameter)?;
+    to_the_end(async move {
+        // For its error.
+        admin.store.versions(&task).await?;
+        admin.store.withdraw(&task, "admin", &reason).await?;
+        match admin.live_hook.refresh(&task).await {
+            Ok(()) => Ok(StatusCode::NO_CONTENT),
+            Err(error) => Err(ApiError::internal(&*error)),
+        }
+    })
+    .await
+}
+
 /// How a task is to be served.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub(super) struct TaskMode {
@@ -149,9 +179,7 @@ pub(super) async fn set_mode(
     to_the_end(async move {
         let before = admin.store.mode(&task).await?;
         admin.store.set_mode(&task, Some(mode)).await?;
-        if let Some(live) = admin.store.live(&task).await?
-            && let Err(error) = admin.live_hook.refresh(live).await
-        {
+        if let Err(error) = admin.live_hook.refresh(&task).await {
             admin.store.set_mode(&task, before).await?;
             return Err(Problem::Unusable.with(format!(
                 "task '{task}' can't be served {}, so nothing has changed: {error}",
@@ -165,7 +193,7 @@ pub(super) async fn set_mode(
 
 impl Admin {
     pub(super) async fn apply(&self, version: Version) -> Result<Json<Version>, ApiError> {
-        match self.live_hook.apply(&self.store, version.clone()).await {
+        match self.live_hook.apply(&self.store, &version.task).await {
             Ok(()) => Ok(Json(version)),
             Err(error) => Err(Problem::Unusable.with(format!(
                 "version {} of task '{}' could not be taken into service, so nothing has changed: \

@@ -1,0 +1,210 @@
+//! Who may come in: bounded by sequences, by the wait ahead, and by each task's share of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::rate::ServiceRate;
+
+/// What a client is told to wait before anything has been measured.
+const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
+
+/// How much the engine takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// Most sequences inside, all tasks together.
+    pub(super) sequences: usize,
+    /// Longest wait that the work inside may mean for a request that comes, at the measured speed.
+    pub(super) wait: Duration,
+}
+
+/// Counts what is inside. A request is let in whole or not at all, and at once: a client that is
+/// turned away without waiting can go elsewhere.
+///
+/// Up to half of the longest wait every request is let in. Beyond that a task may have as much
+/// inside as its equal share of the longest wait, among the tasks that have anything inside: one
+/// that is flooded is turned away, the others are not.
+pub(super) struct Admission {
+    bounds: Bounds,
+    rate: Arc<ServiceRate>,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Default)]
+struct Inside {
+    sequences: usize,
+    tokens: usize,
+    /// Only tasks that have something inside.
+    tasks: HashMap<String, Share>,
+}
+
+#[derive(Default)]
+struct Share {
+    sequences: usize,
+    tokens: usize,
+}
+
+/// A request's place. It is free again when this is dropped.
+pub(super) struct Permit {
+    admission: Arc<Admission>,
+    task: String,
+    sequences: usize,
+    tokens: usize,
+}
+
+impl Admission {
+    pub(super) fn new(bounds: Bounds, rate: Arc<ServiceRate>) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            rate,
+            inside: Mutex::default(),
+        })
+    }
+
+    /// A place for all sequences of a request; `tokens` may be an estimate.
+    ///
+    /// # Errors
+    /// There is none; the time after which there should be one.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        task: &str,
+        sequences: usize,
+        tokens: usize,
+    ) -> Result<Permit, Duration> {
+        let mut inside = self.lock();
+        self.check(&inside, task, sequences)?;
+        inside.sequences += sequences;
+        inside.tokens += tokens;
+        let share = inside.tasks.entry(task.to_owned()).or_default();
+        share.sequences += sequences;
+        share.tokens += tokens;
+        Ok(Permit {
+            admission: Arc::clone(self),
+            task: task.to_owned(),
+            sequences,
+            tokens,
+        })
+    }
+
+    fn check(&self, inside: &Inside, task: &str, sequences: usize) -> Result<(), Duration> {
+        let wait = self.rate.wait(inside.tokens);
+        if inside.sequences + sequences > self.bounds.sequences {
+            return Err(wait.unwrap_or(UNKNOWN_WAIT));
+        }
+        let Some(wait) = wait.filter(|wait| *wait > self.bounds.wait / 2) else {
+            return Ok(());
+        };
+        let own = inside.tasks.get(task).map_or(0, |share| share.tokens);
+        let tasks = inside.tasks.len() + usize::from(own == 0);
+        let share = self.bounds.wait / u32::try_from(tasks).unwrap_or(u32::MAX);
+        if own == 0 || self.rate.wait(own) <= Some(share) {
+            Ok(())
+        } else {
+            Err(wait)
+        }
+    }
+
+    /// Sequences inside.
+    #[cfg(test)]
+    pub(super) fn sequences(&self) -> usize {
+        self.lock().sequences
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit {
+    /// The number of tokens has become known.
+    pub(super) fn settle(&mut self, tokens: usize) {
+        let mut inside = self.admission.lock();
+        inside.tokens = inside.tokens - self.tokens + tokens;
+        if let Some(share) = inside.tasks.get_mut(&self.task) {
+            share.tokens = share.tokens - self.tokens + tokens;
+        }
+        self.tokens = tokens;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut inside = self.admission.lock();
+        inside.sequences -= self.sequences;
+        inside.tokens -= self.tokens;
+        if let Some(share) = inside.tasks.get_mut(&self.task) {
+            share.sequences -= self.sequences;
+            share.tokens -= self.tokens;
+            if share.sequences == 0 {
+                inside.tasks.remove(&self.task);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker that takes a millisecond for a token.
+    fn admission(sequences: usize, wait: Duration) -> Arc<Admission> {
+        let rate = ServiceRate::new(1);
+        rate.batch(1, Duration::from_millis(1));
+        Admission::new(Bounds { sequences, wait }, Arc::new(rate))
+    }
+
+    #[test]
+    fn sequences_are_let_in_whole_or_not_at_all() {
+        let admission = admission(3, Duration::MAX);
+        let two = admission.enter("mood", 2, 20).expect("room");
+        assert_eq!(
+            admission.enter("mood", 2, 20).err(),
+            Some(Duration::from_millis(20))
+        );
+        let one = admission.enter("topic", 1, 1).expect("room");
+        drop((two, one));
+        let three = admission.enter("mood", 3, 3).expect("room again");
+        drop(three);
+        let inside = admission.lock();
+        assert_eq!(
+            (inside.sequences, inside.tokens, inside.tasks.len()),
+            (0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn one_task_alone_fills_the_longest_wait() {
+        let admission = admission(1000, Duration::from_millis(100));
+        let inside: Vec<_> = (0..30)
+            .map_while(|_| admission.enter("mood", 1, 10).ok())
+            .collect();
+        assert_eq!(inside.len(), 11);
+    }
+
+    #[test]
+    fn a_flood_leaves_the_others_their_places() {
+        let admission = admission(1000, Duration::from_millis(100));
+        let flood: Vec<_> = (0..30)
+            .map_while(|_| admission.enter("flood", 1, 10).ok())
+            .collect();
+        let others: Vec<_> = (0..4).map(|_| admission.enter("mood", 1, 10)).collect();
+        assert!(others.iter().all(Result::is_ok));
+        drop(flood);
+        let _others = others;
+        // The others are there: the flood has its share and no more.
+        let flood: Vec<_> = (0..30)
+            .map_while(|_| admission.enter("flood", 1, 10).ok())
+            .collect();
+        assert_eq!(flood.len(), 6);
+        assert!(admission.enter("late", 1, 10).is_ok());
+    }
+
+    #[test]
+    fn an_idle_engine_takes_a_request_of_any_length() {
+        let admission = admission(1000, Duration::from_millis(100));
+        let mut long = admission.enter("mood", 200, 5000).expect("room");
+        assert!(admission.enter("mood", 1, 1).is_err());
+        long.settle(10);
+        assert!(admission.enter("mood", 1, 1).is_ok());
+    }
+}
