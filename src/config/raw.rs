@@ -56,7 +56,7 @@ pub struct RawServe {
     pub threads: Option<usize>,
 
     /// Most tokens in one batch; longer batches win nothing on a CPU and make others wait
-    /// [default: 512].
+    /// [default: 128].
     #[arg(long, env = "KDLORA_MAX_BATCH_TOKENS", value_name = "N")]
     pub max_batch_tokens: Option<usize>,
 
@@ -66,8 +66,8 @@ pub struct RawServe {
     pub max_queue: Option<usize>,
 
     /// Longest wait that the work in the server may mean for a request that comes, at the speed
-    /// measured by then; one that would wait longer gets status 429 at once. Beyond half of it
-    /// tasks get equal shares [default: 1s].
+    /// measured by then; one that would wait longer gets status 429 at once, but for tasks that
+    /// have less than an equal share of it inside [default: 1s].
     #[arg(long, env = "KDLORA_MAX_QUEUE_WAIT", value_name = "TIME")]
     pub max_queue_wait: Option<Seconds>,
 
@@ -100,8 +100,9 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_ADAPTER_MEMORY", value_name = "BYTES")]
     pub adapter_memory: Option<Bytes>,
 
-    /// Most host memory for adapters that have left the device's, so that they come back without
-    /// the disk. On a CPU the two are of one memory, and merged tasks gain most [default: 0].
+    /// Most host memory for adapters as they were read, so that those that have left the device's
+    /// memory, and earlier versions, come back without the disk. On a CPU an adapter that is also
+    /// in use is in memory only once [default: 64MiB].
     #[arg(long, env = "KDLORA_ADAPTER_HOST_MEMORY", value_name = "BYTES")]
     pub adapter_host_memory: Option<Bytes>,
 

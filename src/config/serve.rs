@@ -132,7 +132,7 @@ impl ServeConfig {
                 .transpose()?,
             dtype,
             threads,
-            max_batch_tokens: positive("max-batch-tokens", raw.max_batch_tokens.unwrap_or(512))?,
+            max_batch_tokens: positive("max-batch-tokens", raw.max_batch_tokens.unwrap_or(128))?,
             max_queue,
             max_queue_wait: raw.max_queue_wait.map_or(Duration::from_secs(1), |t| t.0),
             max_inputs,
@@ -144,7 +144,7 @@ impl ServeConfig {
                 .shutdown_timeout
                 .map_or(Duration::from_secs(30), |t| t.0),
             adapter_memory: raw.adapter_memory.map(|bytes| bytes.0),
-            adapter_host_memory: raw.adapter_host_memory.map_or(0, |bytes| bytes.0),
+            adapter_host_memory: raw.adapter_host_memory.map_or(64 << 20, |bytes| bytes.0),
             wishes: Wishes {
                 merged: task_set(raw.merged_tasks),
                 pinned: task_set(raw.pinned_tasks),

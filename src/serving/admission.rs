@@ -21,9 +21,9 @@ pub(super) struct Bounds {
 /// Counts what is inside. A request is let in whole or not at all, and at once: a client that is
 /// turned away without waiting can go elsewhere.
 ///
-/// Up to half of the longest wait every request is let in. Beyond that a task may have as much
-/// inside as its equal share of the longest wait, among the tasks that have anything inside: one
-/// that is flooded is turned away, the others are not.
+/// Up to the longest wait every request is let in. Beyond it a task may have as much inside as its
+/// equal share of the longest wait, among the tasks that have anything inside: one that is flooded
+/// is turned away, the others are not.
 pub(super) struct Admission {
     bounds: Bounds,
     rate: Arc<ServiceRate>,
@@ -91,7 +91,7 @@ impl Admission {
         if inside.sequences + sequences > self.bounds.sequences {
             return Err(wait.unwrap_or(UNKNOWN_WAIT));
         }
-        let Some(wait) = wait.filter(|wait| *wait > self.bounds.wait / 2) else {
+        let Some(wait) = wait.filter(|wait| *wait > self.bounds.wait) else {
             return Ok(());
         };
         let own = inside.tasks.get(task).map_or(0, |share| share.tokens);
@@ -187,15 +187,15 @@ mod tests {
         let flood: Vec<_> = (0..30)
             .map_while(|_| admission.enter("flood", 1, 10).ok())
             .collect();
-        let others: Vec<_> = (0..4).map(|_| admission.enter("mood", 1, 10)).collect();
+        let others: Vec<_> = (0..6).map(|_| admission.enter("mood", 1, 10)).collect();
         assert!(others.iter().all(Result::is_ok));
         drop(flood);
-        let _others = others;
-        // The others are there: the flood has its share and no more.
+        // The others are there: the flood has the rest, and no more.
         let flood: Vec<_> = (0..30)
             .map_while(|_| admission.enter("flood", 1, 10).ok())
             .collect();
         assert_eq!(flood.len(), 6);
+        drop(others);
         assert!(admission.enter("late", 1, 10).is_ok());
     }
 

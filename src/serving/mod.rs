@@ -188,7 +188,7 @@ impl Serving {
 
     /// About how many tokens a text has.
     fn estimate(&self, input: &Input) -> usize {
-        const BYTES_PER_TOKEN: usize = 4;
+        const BYTES_PER_TOKEN: usize = 5;
         let pair = input.text_pair.as_ref().map_or(0, String::len);
         let tokens = (input.text.len() + pair).div_ceil(BYTES_PER_TOKEN) + 2;
         tokens.min(self.max_length)
