@@ -86,7 +86,8 @@ impl Publisher {
             }
             return Ok(());
         };
-        let entry = self.entry(live);
+        let mut entry = self.entry(live);
+        entry.unproven = true;
         let same =
             |answering: &Entry| (answering.version, answering.mode) == (entry.version, entry.mode);
         if self

@@ -59,6 +59,8 @@ pub struct Entry {
     pub folder: PathBuf,
     /// Stays in memory once it is there.
     pub pinned: bool,
+    /// Has to answer a text when it is loaded: a version that has not answered before.
+    pub unproven: bool,
     state: Mutex<EntryState>,
     /// Held by the one who loads.
     pub(super) loading: Arc<tokio::sync::Mutex<()>>,
@@ -85,6 +87,7 @@ impl Entry {
             mode,
             folder,
             pinned,
+            unproven: false,
             state: Mutex::default(),
             loading: Arc::default(),
             last_used: AtomicU64::new(0),

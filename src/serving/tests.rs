@@ -199,6 +199,29 @@ async fn a_panic_or_a_nan_fails_its_batch_and_no_other() {
 }
 
 #[tokio::test]
+async fn a_task_that_fails_leaves_the_others_of_its_batch() {
+    let (model, mut keeper) = Scripted::gated();
+    let serving = fixture::start(&model, OPTIONS);
+    let [mood, broken, topic] =
+        ["mood", "broken", "topic"].map(|name| Arc::new(fixture::resident(fixture::task(name, 1))));
+    let first = computing(&serving, &mut keeper, request(&mood, &["1"])).await;
+    let (panics, nan) = (PANIC.to_string(), NAN.to_string());
+    let good = queued(&serving, request(&mood, &["2"])).await;
+    let bad = queued(&serving, request(&broken, &[&nan, "3"])).await;
+    let worse = queued(&serving, request(&broken, &[&panics])).await;
+    let other = queued(&serving, request(&topic, &["4"])).await;
+    drop(keeper);
+    assert!(first.await.expect("no panic here").is_ok());
+    for answered in [good, other] {
+        assert!(answered.await.expect("no panic here").is_ok());
+    }
+    for failed in [bad, worse] {
+        let failed = failed.await.expect("no panic here");
+        assert!(matches!(failed, Err(ServingError::Failed)), "{failed:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_fails_in_one_batch_leaves_the_queue() {
     let (model, mut keeper) = Scripted::gated();
     let options = Options {

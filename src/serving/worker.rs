@@ -27,13 +27,33 @@ pub(super) fn work(model: &dyn Model, queue: &Queue, metrics: &Metrics, rate: &S
                 let time = started.elapsed();
                 metrics.batch(items.len(), tokens, time);
                 rate.batch(tokens, time);
-                for (item, row) in items.iter().zip(rows) {
-                    item.pending.fulfil(item.index, row);
-                }
+                answer(&items, rows);
             }
+            Err(reason) => one_by_one(model, &items, &reason),
+        }
+    }
+}
+
+fn answer(items: &[Item], rows: Vec<Vec<f32>>) {
+    for (item, row) in items.iter().zip(rows) {
+        item.pending.fulfil(item.index, row);
+    }
+}
+
+/// After a batch has failed: each task alone, so that one that can't be computed fails for itself.
+fn one_by_one(model: &dyn Model, items: &[Item], reason: &str) {
+    let of_one_version: Vec<_> = by_version(items).collect();
+    for own in &of_one_version {
+        let outcome = match of_one_version.len() {
+            1 => Err(reason.to_owned()),
+            _ => compute(model, own),
+        };
+        match outcome {
+            Ok(rows) => answer(own, rows),
             Err(reason) => {
-                tracing::error!(reason, sequences = items.len(), "a batch failed");
-                for item in &items {
+                let task = &own[0].task;
+                tracing::error!(reason, ?task, sequences = own.len(), "a batch failed");
+                for item in *own {
                     item.pending.fail(ServingError::Failed);
                 }
             }
@@ -57,10 +77,14 @@ fn side_by_side(items: Vec<Item>) -> Vec<Item> {
     groups.into_iter().flat_map(|(_, group)| group).collect()
 }
 
+/// Items that stand side by side, parted by version.
+fn by_version(items: &[Item]) -> impl Iterator<Item = &[Item]> {
+    items.chunk_by(|left, right| Arc::ptr_eq(&left.task, &right.task))
+}
+
 fn segments(items: &[Item]) -> Vec<TaskSegment<'_>> {
     let mut start = 0;
-    items
-        .chunk_by(|left, right| Arc::ptr_eq(&left.task, &right.task))
+    by_version(items)
         .map(|group| {
             let sequences = start..start + group.len();
             start = sequences.end;
