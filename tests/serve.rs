@@ -3,6 +3,8 @@
 mod common;
 
 use std::collections::{HashMap, HashSet};
+use std::io::Write;
+use std::net::TcpStream;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -224,17 +226,54 @@ async fn a_request_in_flight_is_answered_before_the_end() {
                 .await
         }
     });
-    while !request.is_finished() {
-        let (_, metrics) = server.get("/metrics").await;
-        let text = metrics.as_str().unwrap_or_default();
-        if text.contains("kdlora_in_flight_requests 1") {
-            break;
-        }
-    }
+    until_in_flight(&server, || request.is_finished()).await;
     server.signal(Signal::TERM);
     let (status, body) = request.await.expect("no panic");
     assert_eq!(status, 200, "{body}");
     assert_eq!(body["predictions"].as_array().map(Vec::len), Some(256));
     let server = Arc::into_inner(server).expect("the last handle");
     assert_eq!(server.ended().code(), Some(0));
+}
+
+async fn until_in_flight(server: &Server, or: impl Fn() -> bool) {
+    while !or() {
+        let (_, metrics) = server.get("/metrics").await;
+        let text = metrics.as_str().unwrap_or_default();
+        if text.contains("kdlora_in_flight_requests 1") {
+            return;
+        }
+    }
+}
+
+/// A request whose second half does not come.
+async fn half_a_request(server: &Server) -> TcpStream {
+    let address = server.url.strip_prefix("http://").expect("an address");
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    let head = "POST /v1/classify/pairs HTTP/1.1\r\nhost: localhost\r\n\
+        content-type: application/json\r\ncontent-length: 100\r\n\r\n{\"inputs\":";
+    stream.write_all(head.as_bytes()).expect("it is sent");
+    until_in_flight(server, || false).await;
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_it_at_once() {
+    let install = Install::new();
+    let server = Server::start(install.command().args(["--shutdown-delay", "60s"]));
+    server.signal(Signal::TERM);
+    // Load balancers are told first, and until they have noticed requests are answered.
+    while server.get("/readyz").await.0 != 503 {}
+    let body = json!({"inputs": "a"});
+    assert_eq!(server.post("/v1/classify/pairs", &body).await.0, 200);
+    server.signal(Signal::INT);
+    assert_eq!(server.ended().code(), Some(130));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_outlast_the_shutdown_show_in_the_exit_status() {
+    let install = Install::new();
+    let server = Server::start(install.command().args(["--shutdown-timeout", "50ms"]));
+    let _request = half_a_request(&server).await;
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended().code(), Some(1));
 }

@@ -16,7 +16,7 @@ use candle_core::Device;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::CommandError;
@@ -45,6 +45,9 @@ pub struct Args {
 const INTERRUPTED: i32 = 130;
 
 /// Runs the server until SIGTERM or SIGINT; a second signal ends the process at once.
+///
+/// # Errors
+/// It can't start, or requests were still in flight when `--shutdown-timeout` was over.
 pub fn run(args: Args) -> Result<(), CommandError> {
     let config = ServeConfig::load(args.settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -106,7 +109,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), CommandError> {
     let address = listener.local_addr()?;
-    let shutdown_timeout = config.shutdown_timeout;
+    let (shutdown_delay, shutdown_timeout) = (config.shutdown_delay, config.shutdown_timeout);
     let metrics = Arc::new(Metrics::new()?);
     let readiness = Readiness::default();
     let starting = http::starting(readiness.clone(), Arc::clone(&metrics));
@@ -129,15 +132,18 @@ pub async fn serve(
 
     shutdown.await;
     app.state.readiness.set_stopping();
+    sleep(shutdown_delay).await;
     // The listener closes; connections end with the request that they are in.
     stop.cancel();
     let ended = timeout(shutdown_timeout, server);
     let ((), ended) = tokio::join!(app.admin.runner.shutdown(), ended);
-    if ended.is_err() {
-        tracing::warn!("requests were still in flight at the end of --shutdown-timeout");
-    }
     app.store.close().await;
-    Ok(())
+    match ended {
+        Ok(_) => Ok(()),
+        Err(_) => Err(CommandError::from(format!(
+            "requests were still in flight after --shutdown-timeout, {shutdown_timeout:?}"
+        ))),
+    }
 }
 
 /// The parts of a running server.

@@ -91,6 +91,11 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_REQUEST_TIMEOUT", value_name = "TIME")]
     pub request_timeout: Option<Seconds>,
 
+    /// How long a stopping server goes on to take requests while /readyz says 503, for load
+    /// balancers to notice [default: 0s].
+    #[arg(long, env = "KDLORA_SHUTDOWN_DELAY", value_name = "TIME")]
+    pub shutdown_delay: Option<Seconds>,
+
     /// How long a stopping server finishes what is in flight [default: 30s].
     #[arg(long, env = "KDLORA_SHUTDOWN_TIMEOUT", value_name = "TIME")]
     pub shutdown_timeout: Option<Seconds>,
@@ -160,6 +165,7 @@ impl RawServe {
             max_text_chars: self.max_text_chars.or(other.max_text_chars),
             max_upload: self.max_upload.or(other.max_upload),
             request_timeout: self.request_timeout.or(other.request_timeout),
+            shutdown_delay: self.shutdown_delay.or(other.shutdown_delay),
             shutdown_timeout: self.shutdown_timeout.or(other.shutdown_timeout),
             adapter_memory: self.adapter_memory.or(other.adapter_memory),
             adapter_host_memory: self.adapter_host_memory.or(other.adapter_host_memory),

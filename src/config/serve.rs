@@ -37,6 +37,7 @@ pub struct ServeConfig {
     pub max_text_chars: usize,
     pub max_upload_bytes: usize,
     pub request_timeout: Duration,
+    pub shutdown_delay: Duration,
     pub shutdown_timeout: Duration,
     pub adapter_memory: Option<u64>,
     pub adapter_host_memory: u64,
@@ -140,6 +141,7 @@ impl ServeConfig {
             max_text_chars: positive("max-text-chars", raw.max_text_chars.unwrap_or(100_000))?,
             max_upload_bytes: bytes(raw.max_upload, 256 << 20),
             request_timeout,
+            shutdown_delay: raw.shutdown_delay.map_or(Duration::ZERO, |t| t.0),
             shutdown_timeout: raw
                 .shutdown_timeout
                 .map_or(Duration::from_secs(30), |t| t.0),
