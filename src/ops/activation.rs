@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::simd::{erf, exp, tanh, vectorize};
-use super::{contiguous, if_tracked, output};
+use super::{contiguous, if_tracked, output, tile};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -18,9 +18,29 @@ impl Activation {
     pub(super) fn apply(self, values: &mut [f32]) {
         match self {
             Self::None => {}
-            Self::Gelu => map(values, gelu),
+            Self::Gelu => gelu_all(values),
             Self::Tanh => map(values, tanh),
             Self::Relu => map(values, |x| x.max(0.0)),
+        }
+    }
+
+    /// The same for code that is compiled for an instruction set already.
+    #[inline(always)]
+    pub(super) fn apply_inline(self, values: &mut [f32]) {
+        match self {
+            Self::None => {}
+            Self::Gelu => values.iter_mut().for_each(
+                #[inline(always)]
+                |x| *x = gelu(*x),
+            ),
+            Self::Tanh => values.iter_mut().for_each(
+                #[inline(always)]
+                |x| *x = tanh(*x),
+            ),
+            Self::Relu => values.iter_mut().for_each(
+                #[inline(always)]
+                |x| *x = x.max(0.0),
+            ),
         }
     }
 
@@ -57,6 +77,28 @@ fn multiply_by(gradient: &mut [f32], x: &[f32], derivative: impl Fn(f32) -> f32)
             }
         },
     );
+}
+
+fn gelu_all(values: &mut [f32]) {
+    if !tile::available() {
+        return map(values, gelu);
+    }
+    let (whole, rest) = values.as_chunks_mut();
+    for values in whole {
+        // SAFETY: the machine has the kernel.
+        #[allow(unsafe_code)]
+        unsafe {
+            tile::gelu(values);
+        }
+    }
+    let mut last = [0f32; tile::COLUMNS];
+    last[..rest.len()].copy_from_slice(rest);
+    // SAFETY: as above.
+    #[allow(unsafe_code)]
+    unsafe {
+        tile::gelu(&mut last);
+    }
+    rest.copy_from_slice(&last[..rest.len()]);
 }
 
 #[inline(always)]

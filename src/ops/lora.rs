@@ -71,15 +71,29 @@ impl CustomOp1 for LinearRows {
         let (rows, input) = layout.shape().dims2()?;
         let out = self.linear.out_features();
         let x = contiguous(x, layout)?;
-        for RowUpdates { rows, updates } in &self.rows {
+        RowUpdates::add_all(&self.rows, x, input, &mut y, out)?;
+        self.activation.apply(&mut y);
+        output(y, (rows, out))
+    }
+}
+
+impl RowUpdates {
+    /// Adds the updates of all ranges; `x` is `[rows, input]`, `y` `[rows, out]`.
+    pub(super) fn add_all(
+        ranges: &[Self],
+        x: &[f32],
+        input: usize,
+        y: &mut [f32],
+        out: usize,
+    ) -> Result<()> {
+        for Self { rows, updates } in ranges {
             let x = &x[rows.start * input..rows.end * input];
             let y = &mut y[rows.start * out..rows.end * out];
             for update in updates.iter() {
                 update.add(x, rows.len(), y, out)?;
             }
         }
-        self.activation.apply(&mut y);
-        output(y, (rows, out))
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Views of row-major matrices and their product.
 
+use std::marker::PhantomData;
+
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::{contiguous, output};
@@ -40,10 +42,11 @@ impl<'a> Matrix<'a> {
 
 /// A row-major matrix in memory that is written.
 pub(super) struct MatrixMut<'a> {
-    values: &'a mut [f32],
+    values: *mut f32,
     rows: usize,
     columns: usize,
     row_stride: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
 }
 
 impl<'a> MatrixMut<'a> {
@@ -55,10 +58,32 @@ impl<'a> MatrixMut<'a> {
     ) -> Self {
         check(values.len(), rows, columns, row_stride);
         Self {
+            values: values.as_mut_ptr(),
+            rows,
+            columns,
+            row_stride,
+            borrowed: PhantomData,
+        }
+    }
+
+    /// Some columns of a matrix of which other threads write others.
+    ///
+    /// # Safety
+    /// The rows must lie in memory that may be written for `'a`, and nobody else may use these
+    /// columns meanwhile.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn raw(
+        values: *mut f32,
+        rows: usize,
+        columns: usize,
+        row_stride: usize,
+    ) -> Self {
+        Self {
             values,
             rows,
             columns,
             row_stride,
+            borrowed: PhantomData,
         }
     }
 }
@@ -93,7 +118,7 @@ pub(super) fn multiply(c: MatrixMut<'_>, into: Into, scale: f32, a: Matrix<'_>, 
             c.rows,
             c.columns,
             a.columns,
-            c.values.as_mut_ptr(),
+            c.values,
             1,
             c.row_stride as isize,
             into == Into::Accumulate,

@@ -1,7 +1,7 @@
 //! The fused operations that the network is made of, forward and backward side by side.
 //!
-//! Every op runs on one thread: several cores are used by running several forwards, each over its
-//! own share of a packed batch. Inner loops are compiled for baseline, AVX2 and AVX-512 and chosen
+//! An op runs on one thread, unless that thread leads a forward of a [`Crew`], whose idle cores then
+//! take parts of it. Inner loops are compiled for baseline, AVX2 and AVX-512 and chosen
 //! at run time ([`simd::vectorize`]). `unsafe` is allowed in this folder alone.
 //!
 //! An op whose inputs include a trained variable keeps what its backward needs; an op on frozen
@@ -10,6 +10,7 @@
 
 mod activation;
 mod attention;
+mod crew;
 mod dropout;
 mod embed;
 #[cfg(test)]
@@ -18,18 +19,22 @@ mod linear;
 mod lora;
 mod matrix;
 mod norm;
+mod packed;
 mod simd;
+mod tile;
 mod unfold;
 
 pub use activation::{Activation, activation};
 pub use attention::{
     AttentionShape, Disentangled, PositionTable, Positions, RelativeRows, attention,
 };
+pub use crew::Crew;
 pub use dropout::{Dropout, dropout};
 pub use embed::{EmbedIndices, embed};
 pub use linear::{Linear, linear};
 pub use lora::{ColumnMap, LoraUpdate, RowUpdates, add_updates, linear_rows, lora_add};
 pub use norm::{Norm, add_norm, norm};
+pub use packed::{PackedLinear, Precision, packed_linear};
 pub use unfold::unfold;
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};

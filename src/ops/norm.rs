@@ -2,9 +2,11 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
+use super::crew::{in_parts, is_helped};
 use super::linear::ColumnSums;
+use super::packed::Place;
 use super::simd::{sum, vectorize};
-use super::{contiguous, if_tracked, output};
+use super::{contiguous, if_tracked, output, with_values};
 
 /// Parameters of a LayerNorm over the last dimension.
 #[derive(Clone, Debug)]
@@ -28,12 +30,69 @@ pub fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
 
 /// `LayerNorm(x + residual)`, both `[rows, hidden]`.
 pub fn add_norm(x: &Tensor, residual: &Tensor, parameters: &Norm) -> Result<Tensor> {
-    let sum = if x.track_op() || residual.track_op() {
-        x.apply_op2(residual, Add)?
-    } else {
-        x.apply_op2_no_bwd(residual, &Add)?
-    };
-    norm(&sum, parameters)
+    let tracked = [x, residual, &parameters.gamma_beta];
+    if tracked.iter().any(|tensor| tensor.track_op()) {
+        return norm(&x.apply_op2(residual, Add)?, parameters);
+    }
+    x.apply_op2_no_bwd(residual, &AddNorm(parameters))
+}
+
+/// Both steps at once, where nothing is kept for a backward pass.
+struct AddNorm<'a>(&'a Norm);
+
+/// Rows of a part that another core may take.
+const PART_ROWS: usize = 8;
+
+impl CustomOp2 for AddNorm<'_> {
+    fn name(&self) -> &'static str {
+        "add-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        residual: &CpuStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, hidden) = layout.shape().dims2()?;
+        if layout.dims() != residual_layout.dims() {
+            let other = residual_layout.dims();
+            candle_core::bail!("cannot add {:?} and {other:?}", layout.dims());
+        }
+        let mut y = contiguous(x, layout)?.to_vec();
+        let residual = contiguous(residual, residual_layout)?;
+        let eps = self.0.eps as f32;
+        with_values(&self.0.gamma_beta, |gamma_beta| {
+            let (gamma, beta) = gamma_beta.split_at(hidden);
+            let place = Place(y.as_mut_ptr());
+            let per_part = if is_helped() { PART_ROWS } else { rows.max(1) };
+            in_parts(rows.div_ceil(per_part), &|part| {
+                let rows = part * per_part..((part + 1) * per_part).min(rows);
+                let range = rows.start * hidden..rows.end * hidden;
+                // SAFETY: each part has rows of its own of the `rows · hidden` values.
+                #[allow(unsafe_code)]
+                let y = unsafe {
+                    std::slice::from_raw_parts_mut(place.get().add(range.start), range.len())
+                };
+                let residual = &residual[range];
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let residual = residual.chunks_exact(hidden);
+                        for (row, residual) in y.chunks_exact_mut(hidden).zip(residual) {
+                            for (y, r) in row.iter_mut().zip(residual) {
+                                *y += r;
+                            }
+                            normalise(row, gamma, beta, eps);
+                        }
+                    },
+                );
+            });
+            Ok(())
+        })?;
+        output(y, (rows, hidden))
+    }
 }
 
 struct Add;
@@ -88,6 +147,14 @@ fn moments(row: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
+#[inline(always)]
+fn normalise(row: &mut [f32], gamma: &[f32], beta: &[f32], eps: f32) {
+    let (mean, scale) = moments(row, eps);
+    for ((y, g), b) in row.iter_mut().zip(gamma).zip(beta) {
+        *y = (*y - mean) * scale * g + b;
+    }
+}
+
 impl CustomOp2 for LayerNorm {
     fn name(&self) -> &'static str {
         "layer-norm"
@@ -107,10 +174,7 @@ impl CustomOp2 for LayerNorm {
             #[inline(always)]
             || {
                 for row in y.chunks_exact_mut(hidden) {
-                    let (mean, scale) = moments(row, self.eps);
-                    for ((y, g), b) in row.iter_mut().zip(gamma).zip(beta) {
-                        *y = (*y - mean) * scale * g + b;
-                    }
+                    normalise(row, gamma, beta, self.eps);
                 }
             },
         );

@@ -16,7 +16,8 @@ pub(super) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
     let mut p = 1.388_888_9e-3;
     p = p * r + 8.333_334e-3;
@@ -25,8 +26,9 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    // n is within [-126, 127], so the shifted exponent is a normal number's.
-    let scale = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    // The last bits of the rounded number are n, within [-126, 127], so that the exponent is a
+    // normal number's. A conversion of n, which must not overflow, would cost more.
+    let scale = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     p * scale
 }
 
@@ -67,6 +69,24 @@ pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
         total += f(i);
     }
     total
+}
+
+/// The greatest value, in sixteen lanes; −∞ if there is none.
+#[inline(always)]
+pub(super) fn max(values: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let whole = values.chunks_exact(LANES);
+    let rest = whole.remainder();
+    for values in whole {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |most, x| most.max(*x))
 }
 
 #[cfg(test)]

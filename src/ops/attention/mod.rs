@@ -3,13 +3,15 @@
 mod positions;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::matrix::{Into, Matrix, MatrixMut, multiply};
-use super::simd::{exp, sum, vectorize};
+use super::simd::{exp, max, sum, vectorize};
 use super::{contiguous, if_tracked, output};
 use positions::{Content, with_tables};
 pub use positions::{Disentangled, PositionTable, Positions, RelativeRows};
@@ -87,30 +89,40 @@ impl AttentionShape {
         tables: &[&[f32]],
         mut f: impl FnMut(Head<'a>, &[f32]),
     ) -> Result<()> {
-        let width = hidden / self.heads;
         let columns = self.positions.columns(hidden, self.heads);
         for (window, table) in self.offsets.windows(2).zip(tables) {
-            let (start, len) = (window[0], window[1] - window[0]);
-            self.positions.check(len, table.len(), columns)?;
+            let tokens = window[0]..window[1];
+            self.positions.check(tokens.len(), table.len(), columns)?;
             for head in 0..self.heads {
-                let part = |which: usize| {
-                    let first = start * 3 * hidden + which * hidden + head * width;
-                    Matrix::new(&qkv[first..], len, width, 3 * hidden)
-                };
-                let head = Head {
-                    start,
-                    len,
-                    head,
-                    heads: self.heads,
-                    width,
-                    q: part(0),
-                    k: part(1),
-                    v: part(2),
-                };
-                f(head, table);
+                f(self.head(qkv, hidden, tokens.clone(), head), table);
             }
         }
         Ok(())
+    }
+
+    fn head<'a>(
+        &self,
+        qkv: &'a [f32],
+        hidden: usize,
+        tokens: Range<usize>,
+        head: usize,
+    ) -> Head<'a> {
+        let (start, len) = (tokens.start, tokens.len());
+        let width = hidden / self.heads;
+        let part = |which: usize| {
+            let first = start * 3 * hidden + which * hidden + head * width;
+            Matrix::new(&qkv[first..], len, width, 3 * hidden)
+        };
+        Head {
+            start,
+            len,
+            head,
+            heads: self.heads,
+            width,
+            q: part(0),
+            k: part(1),
+            v: part(2),
+        }
     }
 
     /// Softmax probabilities `[len, len]` of a head.
@@ -120,7 +132,7 @@ impl AttentionShape {
         let keys = head.k.transposed();
         multiply(target, Into::Overwrite, self.scale, head.q, keys);
         self.positions
-            .add_scores(head, table, self.scale, p, scratch);
+            .add_scores(head, table, self.scale, p, len, scratch);
         vectorize(
             #[inline(always)]
             || p.chunks_exact_mut(len).for_each(softmax),
@@ -156,6 +168,10 @@ impl AttentionShape {
     ) -> Result<(CpuStorage, Shape)> {
         let (tokens, hidden) = self.dims(layout)?;
         let qkv = contiguous(qkv, layout)?;
+        if tiles::suit(hidden / self.heads) {
+            let out = tiles::forward(self, qkv, hidden, tables)?;
+            return output(out, (tokens, hidden));
+        }
         let longest = self.longest();
         let mut scores = vec![0f32; longest * longest];
         let mut scratch = Vec::new();
@@ -235,10 +251,14 @@ struct ScoreGradient<'a, 'b> {
 
 #[inline(always)]
 fn softmax(row: &mut [f32]) {
-    let max = row.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
-    row.iter_mut().for_each(|x| *x = exp(*x - max));
+    let max = max(row);
+    for x in row.iter_mut() {
+        *x = exp(*x - max);
+    }
     let scale = 1.0 / sum(row.len(), |i| row[i]);
-    row.iter_mut().for_each(|x| *x *= scale);
+    for x in row {
+        *x *= scale;
+    }
 }
 
 impl CustomOp1 for Attention {

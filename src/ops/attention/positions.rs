@@ -132,23 +132,33 @@ impl Positions {
         Ok(())
     }
 
-    /// Adds to the scores of a head, `[len, len]`; `scratch` is memory for use here.
+    /// Adds to the scores of a head, `[len, len]`, rows `stride` values apart; `scratch` is memory
+    /// for use here.
     pub(super) fn add_scores(
         &self,
         head: &Head<'_>,
         table: &[f32],
         scale: f32,
         scores: &mut [f32],
+        stride: usize,
         scratch: &mut Vec<f32>,
     ) {
         let len = head.len;
         match self {
             Self::None => {}
             Self::Bias(rows) => {
-                for (i, row) in scores.chunks_exact_mut(len).enumerate() {
-                    for (j, score) in row.iter_mut().enumerate() {
-                        *score += table[rows.row(i, j) * head.heads + head.head];
-                    }
+                // By j − i, so that each row of scores goes by a run of them.
+                let reach = len.saturating_sub(1);
+                scratch.clear();
+                scratch.extend((0..len + reach).map(|offset| {
+                    let row = rows.row_of[rows.limit - 1 + offset - reach] as usize;
+                    table[row * head.heads + head.head]
+                }));
+                for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
+                    let bias = &scratch[reach - i..][..len];
+                    row.iter_mut()
+                        .zip(bias)
+                        .for_each(|(score, bias)| *score += bias);
                 }
             }
             Self::Disentangled(terms) => {
@@ -157,8 +167,8 @@ impl Positions {
                     scratch.resize(len * of.rows, 0.0);
                     let products = MatrixMut::new(scratch, len, of.rows, of.rows);
                     multiply(products, Into::Overwrite, scale, content, position);
-                    for (i, row) in scores.chunks_exact_mut(len).enumerate() {
-                        for (j, score) in row.iter_mut().enumerate() {
+                    for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
+                        for (j, score) in row[..len].iter_mut().enumerate() {
                             let token = if by_key { j } else { i };
                             *score += scratch[token * of.rows + terms.row(i, j)];
                         }

@@ -1,0 +1,187 @@
+//! Attention's forward pass by the tile kernel: keys are turned once a head, queries and values
+//! read where they are.
+
+use std::cell::RefCell;
+
+use candle_core::Result;
+
+use super::{AttentionShape, softmax};
+use crate::ops::activation::Activation;
+use crate::ops::crew::{in_parts, is_helped};
+use crate::ops::packed::Place;
+use crate::ops::simd::vectorize;
+use crate::ops::tile::{self, COLUMNS, Finish, Left, Right, Start, Target};
+
+/// Heads of a sequence that a part does, where several cores compute.
+const PART_HEADS: usize = 2;
+
+thread_local! {
+    static MEMORY: RefCell<Memory> = RefCell::default();
+}
+
+/// Memory for one head, used again by the next.
+#[derive(Default)]
+struct Memory {
+    /// Kᵀ in panels, `[len / 16][width][16]`.
+    keys: Vec<f32>,
+    /// `[len, len]`, rows a whole number of panels apart.
+    scores: Vec<f32>,
+    positions: Vec<f32>,
+}
+
+/// Whether the kernel can do heads of this width.
+pub(super) fn suit(width: usize) -> bool {
+    tile::available() && width.is_multiple_of(COLUMNS)
+}
+
+/// Attention over `qkv`, `[tokens, 3 · hidden]`: `[tokens, hidden]`. The shape fits, and
+/// [`suit`] holds for its heads.
+pub(super) fn forward(
+    shape: &AttentionShape,
+    qkv: &[f32],
+    hidden: usize,
+    tables: &[&[f32]],
+) -> Result<Vec<f32>> {
+    let tokens = qkv.len() / (3 * hidden);
+    let columns = shape.positions.columns(hidden, shape.heads);
+    for (window, table) in shape.offsets.windows(2).zip(tables) {
+        let in_order = window[0] <= window[1] && window[1] <= tokens;
+        assert!(in_order, "sequences follow each other");
+        let len = window[1] - window[0];
+        shape.positions.check(len, table.len(), columns)?;
+    }
+    let mut out = vec![0f32; tokens * hidden];
+    let place = Place(out.as_mut_ptr());
+    let all = shape.sequences() * shape.heads;
+    let per_part = if is_helped() { PART_HEADS } else { all.max(1) };
+    in_parts(all.div_ceil(per_part), &|part| {
+        MEMORY.with_borrow_mut(|memory| {
+            for i in part * per_part..((part + 1) * per_part).min(all) {
+                let (sequence, head) = (i / shape.heads, i % shape.heads);
+                // SAFETY: each sequence and head writes rows and columns of its own.
+                #[allow(unsafe_code)]
+                unsafe {
+                    let table = tables[sequence];
+                    attend(
+                        shape,
+                        qkv,
+                        hidden,
+                        (sequence, head),
+                        table,
+                        place.get(),
+                        memory,
+                    );
+                }
+            }
+        });
+    });
+    Ok(out)
+}
+
+/// One head of one sequence.
+///
+/// # Safety
+/// `out` must be writable memory of `[tokens, hidden]` of which nobody else uses this sequence's
+/// rows in this head's columns.
+#[allow(unsafe_code)]
+unsafe fn attend(
+    shape: &AttentionShape,
+    qkv: &[f32],
+    hidden: usize,
+    (sequence, head): (usize, usize),
+    table: &[f32],
+    out: *mut f32,
+    memory: &mut Memory,
+) {
+    let offsets = &shape.offsets[sequence..];
+    let view = shape.head(qkv, hidden, offsets[0]..offsets[1], head);
+    let (len, width) = (view.len, view.width);
+    if len == 0 {
+        return;
+    }
+    let padded = len.next_multiple_of(COLUMNS);
+    let row = 3 * hidden;
+    let first = view.start * row + head * width;
+    let part = |which: usize| &qkv[first + which * hidden..];
+    turn_keys(part(1), row, len, width, &mut memory.keys);
+    memory.scores.resize(len * padded, 0.0);
+    let scores = &mut memory.scores[..len * padded];
+    let finish = |scale| Finish {
+        scale,
+        start: Start::Zero,
+        activation: Activation::None,
+    };
+    for panel in 0..padded / COLUMNS {
+        let left = Left {
+            values: part(0).as_ptr(),
+            stride: row,
+            rows: len,
+            depth: width,
+        };
+        let keys = memory.keys[panel * width * COLUMNS..].as_ptr();
+        let right = Right {
+            values: keys,
+            stride: COLUMNS,
+            next: keys,
+        };
+        let target = Target {
+            values: scores[panel * COLUMNS..].as_mut_ptr(),
+            stride: padded,
+            columns: COLUMNS,
+        };
+        // SAFETY: `len` queries of `width` values lie in `qkv`, a panel of keys in `keys`, and the
+        // panel's columns in each row of `scores`.
+        unsafe { tile::multiply(left, right, target, finish(shape.scale)) };
+    }
+    let positions = &mut memory.positions;
+    shape
+        .positions
+        .add_scores(&view, table, shape.scale, scores, padded, positions);
+    vectorize(
+        #[inline(always)]
+        || {
+            for row in scores.chunks_exact_mut(padded) {
+                row[len..].fill(f32::NEG_INFINITY);
+                softmax(row);
+            }
+        },
+    );
+    for column in (0..width).step_by(COLUMNS) {
+        let left = Left {
+            values: scores.as_ptr(),
+            stride: padded,
+            rows: len,
+            depth: len,
+        };
+        let values = part(2)[column..].as_ptr();
+        let right = Right {
+            values,
+            stride: row,
+            next: values,
+        };
+        // SAFETY: `len` rows of probabilities lie in `scores`, `len` values of `width` columns in
+        // `qkv`, and the target's rows and columns are this call's.
+        unsafe {
+            let target = Target {
+                values: out.add(view.start * hidden + head * width + column),
+                stride: hidden,
+                columns: COLUMNS,
+            };
+            tile::multiply(left, right, target, finish(1.0));
+        }
+    }
+}
+
+/// Kᵀ in panels of sixteen keys, zeros in place of keys that are not there.
+fn turn_keys(k: &[f32], row: usize, len: usize, width: usize, keys: &mut Vec<f32>) {
+    keys.clear();
+    keys.resize(len.next_multiple_of(COLUMNS) * width, 0.0);
+    for (panel, keys) in keys.chunks_exact_mut(COLUMNS * width).enumerate() {
+        for j in 0..COLUMNS.min(len - panel * COLUMNS) {
+            let key = &k[(panel * COLUMNS + j) * row..][..width];
+            for (d, value) in key.iter().enumerate() {
+                keys[d * COLUMNS + j] = *value;
+            }
+        }
+    }
+}

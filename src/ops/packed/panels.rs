@@ -1,0 +1,116 @@
+//! f32 weights in panels of sixteen columns, as the kernel reads them.
+
+use std::ops::Range;
+
+use super::aligned::Aligned;
+use crate::ops::activation::Activation;
+use crate::ops::tile::{self, COLUMNS, Finish, Left, Right, Start, Target};
+
+/// A block of this many rows of a panel (24 KiB) stays in the first-level cache while all rows of
+/// the left matrix pass by.
+const DEPTH: usize = 384;
+/// Values of the left matrix that stay in the second-level cache meanwhile.
+const LEFT_VALUES: usize = 48 * 1024;
+
+/// A weight `[out, in]`, as `[out / 16][in][16]`, zeros in place of missing outputs.
+pub(super) struct Panels {
+    values: Aligned<f32>,
+    input: usize,
+    out: usize,
+}
+
+impl Panels {
+    /// Whether the kernel is the best that this machine has: with AVX-512 the library's is.
+    pub(super) fn suit() -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            tile::available() && !is_x86_feature_detected!("avx512f")
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            false
+        }
+    }
+
+    pub(super) fn new(weight: &[f32], out: usize, input: usize) -> Self {
+        let panels = out.div_ceil(COLUMNS);
+        let mut values = Aligned::zeroed(panels * input * COLUMNS);
+        let panel_of = values.as_mut_slice().chunks_exact_mut(input * COLUMNS);
+        for (panel, values) in panel_of.enumerate() {
+            let rows = weight[panel * COLUMNS * input..].chunks_exact(input);
+            for (column, row) in rows.take(COLUMNS).enumerate() {
+                for (k, value) in row.iter().enumerate() {
+                    values[k * COLUMNS + column] = *value;
+                }
+            }
+        }
+        Self { values, input, out }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.out.div_ceil(COLUMNS)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.values.as_slice())
+    }
+
+    /// The outputs of some panels: `act(x Wᵀ + bias)`, `bias` with zeros up to a whole panel.
+    ///
+    /// # Safety
+    /// `y` must be writable memory of `[rows, out]` of which nobody else uses these columns, and
+    /// the machine must have the kernel.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn multiply(
+        &self,
+        panels: Range<usize>,
+        x: &[f32],
+        y: *mut f32,
+        bias: &[f32],
+        activation: Activation,
+    ) {
+        let rows = x.len() / self.input;
+        assert!(panels.end <= self.count() && bias.len() >= panels.end * COLUMNS);
+        let block = (LEFT_VALUES / DEPTH.min(self.input)).max(tile::ROWS);
+        for first in (0..rows).step_by(block) {
+            let rows = block.min(rows - first);
+            for start in (0..self.input).step_by(DEPTH) {
+                let depth = DEPTH.min(self.input - start);
+                let ends = start + depth == self.input;
+                for panel in panels.clone() {
+                    let column = panel * COLUMNS;
+                    // SAFETY: rows, depth and panel are within the three matrices.
+                    unsafe {
+                        let left = Left {
+                            values: x.as_ptr().add(first * self.input + start),
+                            stride: self.input,
+                            rows,
+                            depth,
+                        };
+                        let all = self.values.as_slice().as_ptr();
+                        let values = all.add((panel * self.input + start) * COLUMNS);
+                        let right = Right {
+                            values,
+                            stride: COLUMNS,
+                            next: values.wrapping_add(self.input * COLUMNS),
+                        };
+                        let target = Target {
+                            values: y.add(first * self.out + column),
+                            stride: self.out,
+                            columns: COLUMNS.min(self.out - column),
+                        };
+                        let finish = Finish {
+                            scale: 1.0,
+                            start: match start {
+                                0 => Start::Bias(bias.as_ptr().add(column)),
+                                _ => Start::Target,
+                            },
+                            activation: if ends { activation } else { Activation::None },
+                        };
+                        tile::multiply(left, right, target, finish);
+                    }
+                }
+            }
+        }
+    }
+}
