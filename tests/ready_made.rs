@@ -14,6 +14,7 @@ use kdlora::distill::report::Report;
 use kdlora::distill::spec::{DataSpec, SplitSpec};
 use kdlora::distill::training::predict;
 use kdlora::encoder::Encoder;
+use kdlora::ops::Precision;
 use kdlora::text::{Sequence, Tokenizer};
 
 fn project(path: &str) -> PathBuf {
@@ -46,7 +47,8 @@ fn data(task: &str) -> Dataset {
 /// Scores a shipped adapter on the whole test split, as its report says it was.
 fn assert_scores_as_reported(task: &str, least: f64) {
     let folder = student();
-    let encoder = Arc::new(Encoder::load(&folder, &Device::Cpu).unwrap());
+    let load = || Encoder::load(&folder, &Device::Cpu).unwrap();
+    let encoder = Arc::new(load());
     let tokenizer = Tokenizer::load(&folder).unwrap();
     let version = project(&format!("models/adapters/{task}/student"));
     let adapter = AdapterFolder::read(&version).unwrap();
@@ -70,25 +72,33 @@ fn assert_scores_as_reported(task: &str, least: f64) {
         .collect();
     let sequences: Vec<&Sequence> = sequences.iter().collect();
     let threads = std::thread::available_parallelism().unwrap().get();
-    let logits = predict(
-        &encoder,
-        &classifier.weights,
-        &sequences,
-        threads,
-        &|_, _| {},
-    );
     let labels = dataset::labels(&data.test);
     let names = &data.label_names;
-    let score = evaluate(data.task_kind, names, &logits.unwrap(), &labels, 42)
-        .unwrap()
-        .score;
+    let score = |classifier: &Classifier| {
+        let (encoder, weights) = (&classifier.encoder, &classifier.weights);
+        let logits = predict(encoder, weights, &sequences, threads, &|_, _| {}).unwrap();
+        let found = evaluate(data.task_kind, names, &logits, &labels, 42).unwrap();
+        found.score.value
+    };
+    let exact = score(&classifier);
+    let reported = report.student.score.value;
     assert!(
-        (score.value - report.student.score.value).abs() < 0.003,
-        "{task}: {} measured, {} reported",
-        score.value,
-        report.student.score.value
+        (exact - reported).abs() < 0.003,
+        "{task}: {exact} measured, {reported} reported"
     );
-    assert!(score.value > least, "{task}: {}", score.value);
+    assert!(exact > least, "{task}: {exact}");
+
+    let packed = Arc::new(load().pack(Precision::Int8).unwrap());
+    let merged = Classifier::merged(&packed, &adapter).unwrap();
+    let hot = Classifier::from_adapter(packed, &adapter).unwrap();
+    for (mode, classifier) in [("hot", hot), ("merged", merged)] {
+        let int8 = score(&classifier);
+        println!("{task}, {mode}: {exact:.4} in f32, {int8:.4} in int8");
+        assert!(
+            int8 > exact - 0.005,
+            "{task}, {mode}: {int8} in int8, {exact} in f32"
+        );
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::bind::{check_labels, snapshot};
 use super::files::{copy_existing, read_json, write_folder, write_json, write_tensors};
+use super::merge::CLASSIFIER;
 use super::{AdapterError, AdapterFolder, Scores, TaskConfig};
 use crate::encoder::{Encoder, EncoderConfig, Family, Segment, TaskWeights, Weights};
 use crate::text::PackedBatch;
@@ -53,8 +54,17 @@ impl Classifier {
 
     /// An adapter folded into an encoder of its own, which shares what the adapter leaves as it is.
     pub fn merged(encoder: &Encoder, adapter: &AdapterFolder) -> Result<Self, AdapterError> {
-        let weights = adapter.merge(encoder)?;
-        Self::new(encoder.config().clone(), &weights, adapter.task.clone())
+        let changed = adapter.changed_weights(encoder)?;
+        let family = encoder.config().family;
+        // As in a merge, the base's own head must not answer under the adapter's name.
+        let base = encoder.weights().head(family).into_iter();
+        let base: Weights = base
+            .filter(|(name, _)| !name.starts_with(CLASSIFIER))
+            .collect();
+        let brought = changed.iter().map(|(n, t)| (n.clone(), t.clone()));
+        let head = base.with(brought).head(family);
+        let merged = encoder.with_weights(&changed)?;
+        Self::with_head(merged, head, adapter.task.clone())
     }
 
     /// A fully fine-tuned `…ForSequenceClassification` in Hugging Face's layout.
@@ -74,7 +84,14 @@ impl Classifier {
         task: TaskConfig,
     ) -> Result<Self, AdapterError> {
         let head = weights.head(config.family);
-        let encoder = Encoder::new(config, weights)?;
+        Self::with_head(Encoder::new(config, weights)?, head, task)
+    }
+
+    fn with_head(
+        encoder: Encoder,
+        head: BTreeMap<String, Tensor>,
+        task: TaskConfig,
+    ) -> Result<Self, AdapterError> {
         let weights = TaskWeights::new(&encoder, Vec::new(), head)?;
         check_labels(&task, &weights)?;
         Ok(Self {

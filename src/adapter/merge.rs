@@ -10,7 +10,7 @@ use super::{AdapterError, AdapterFolder};
 use crate::encoder::{Encoder, HeadNames, Weights, dora_gain};
 
 /// Every family's last linear, which an adapter always brings, is this module or in it.
-const CLASSIFIER: &str = "classifier.";
+pub(super) const CLASSIFIER: &str = "classifier.";
 
 impl AdapterFolder {
     /// The encoder's weights with the adapter's part in them, its head included: those of a plain
@@ -20,6 +20,21 @@ impl AdapterFolder {
     /// As of [`AdapterFolder::bind`], except that an adapter may replace any weight that the
     /// encoder has.
     pub fn merge(&self, encoder: &Encoder) -> Result<Weights, AdapterError> {
+        let changed = self.changed_weights(encoder)?;
+        // The base's own head must not answer under the adapter's name.
+        let base = encoder.all_weights()?;
+        let base = base
+            .iter()
+            .filter(|(name, _)| !name.starts_with(CLASSIFIER));
+        let base: Weights = base.map(|(n, t)| (n.clone(), t.clone())).collect();
+        Ok(base.with(changed))
+    }
+
+    /// The weights that the adapter changes, as they are with its part in them.
+    pub(super) fn changed_weights(
+        &self,
+        encoder: &Encoder,
+    ) -> Result<BTreeMap<String, Tensor>, AdapterError> {
         let parts = self.fitting(encoder)?;
         let family = encoder.config().family;
         let names = HeadNames::of(family);
@@ -46,15 +61,11 @@ impl AdapterFolder {
             let tensor = match of_head {
                 // Its shape is checked when the classifier is put together.
                 true => tensor.to_device(encoder.device())?,
-                false => fitting(name, tensor, encoder.weights().find(short))?,
+                false => fitting(name, tensor, encoder.weight(short).ok().as_ref())?,
             };
             changed.insert(short.to_owned(), tensor);
         }
-        // The base's own head must not answer under the adapter's name.
-        let base = encoder.weights().iter();
-        let base = base.filter(|(name, _)| !name.starts_with(CLASSIFIER));
-        let base: Weights = base.map(|(n, t)| (n.clone(), t.clone())).collect();
-        Ok(base.with(changed))
+        Ok(changed)
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::CommandError;
-use crate::config::{RawServe, ServeConfig};
+use crate::config::{Dtype, RawServe, ServeConfig};
 use crate::distill::runner::{LiveHook, Runner, RunnerConfig};
 use crate::encoder::Encoder;
 use crate::http::admin::{self, AdapterCheck, AdminConfig};
@@ -28,7 +28,10 @@ use crate::http::auth::AdminAccess;
 use crate::http::health::Readiness;
 use crate::http::{self, AppState, Limits};
 use crate::hub;
-use crate::serving::{Loader, Options, Publisher, Residents, Serving, Student, TaskTable};
+use crate::ops::Precision;
+use crate::serving::{
+    Loader, Options, Publisher, Residents, Serving, SharedCores, Student, TaskTable,
+};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, chain};
 use crate::text::Tokenizer;
@@ -199,8 +202,9 @@ impl App {
             spawn_blocking(move || warm.warm_up(&task, options.max_batch_tokens)).await??;
         }
         let Student { encoder, tokenizer } = student;
+        let model = Arc::new(SharedCores::new(encoder, config.threads)?);
         let serving = Serving::start(
-            encoder,
+            model,
             Arc::new(tokenizer),
             residents,
             options,
@@ -287,9 +291,13 @@ fn cache_folder(config: &ServeConfig) -> Result<PathBuf, CommandError> {
 async fn load_student(config: &ServeConfig) -> Result<Student, CommandError> {
     let cache = cache_folder(config)?;
     let name = config.student.clone();
+    let precision = match config.dtype {
+        Dtype::Int8 => Precision::Int8,
+        _ => Precision::F32,
+    };
     spawn_blocking(move || {
         let folder = hub::pull(&name, &cache, true)?;
-        let encoder = Encoder::load(&folder, &Device::Cpu)?;
+        let encoder = Encoder::load(&folder, &Device::Cpu)?.pack(precision)?;
         tracing::info!(
             student = name,
             parameters = encoder.parameters(),

@@ -179,9 +179,9 @@ fn check_built_in(device: DeviceChoice, dtype: Dtype) -> Result<(), ConfigError>
             "this build of kdlora has no CUDA; use --device cpu or auto".to_owned(),
         ));
     }
-    if dtype != Dtype::F32 {
+    if !matches!(dtype, Dtype::F32 | Dtype::Int8) {
         return Err(ConfigError::Invalid(format!(
-            "this build of kdlora computes in f32 only; --dtype {dtype} is not built in"
+            "this build of kdlora computes in f32 or int8; --dtype {dtype} is not built in"
         )));
     }
     Ok(())
@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn refuses_what_is_not_built_in() {
         assert!(refusal(&["--device", "cuda"]).contains("no CUDA"));
-        assert!(refusal(&["--dtype", "bf16"]).contains("f32 only"));
+        assert!(refusal(&["--dtype", "bf16"]).contains("f32 or int8"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
+use super::dense::Dense;
 use super::layer::Adapted;
 use super::weights::check_shape;
 use super::{EncoderError, Family, Site};
@@ -128,7 +129,12 @@ impl Head {
             true => drop(first, BEFORE_DENSE)?,
             false => first.clone(),
         };
-        let x = adapted.linear(&first, dense, Site::HeadDense, names.activation)?;
+        let x = adapted.linear(
+            &first,
+            &Dense::Plain(dense.clone()),
+            Site::HeadDense,
+            names.activation,
+        )?;
         let x = drop(&x, BEFORE_PROJECTION)?;
         Ok(ops::linear(&x, &self.projection, Activation::None)?)
     }

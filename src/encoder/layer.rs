@@ -1,18 +1,22 @@
 //! One transformer layer (post-norm) with LoRA on its linears.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::dense::Dense;
 use super::names::Names;
 use super::relative::{BatchPositions, PositionProjection, Relative};
 use super::{EncoderConfig, EncoderError, Segment, Site, TaskWeights, Weights};
-use crate::ops::{self, Activation, AttentionShape, Dropout, Linear, LoraUpdate, Norm, RowUpdates};
+use crate::ops::{
+    self, Activation, AttentionShape, Dropout, Linear, LoraUpdate, Norm, Precision, RowUpdates,
+};
 use crate::text::PackedBatch;
 
 /// The linears of a layer; Q, K and V are one, and so are the query and key of positions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Slot {
     Qkv,
     AttentionOutput,
@@ -21,15 +25,16 @@ pub(super) enum Slot {
     Positions,
 }
 
+#[derive(Clone)]
 pub(super) struct Layer {
     index: usize,
     /// `[3 · hidden, hidden]`
-    pub(super) qkv: Linear,
+    pub(super) qkv: Dense,
     positions: Option<PositionProjection>,
-    attention_output: Linear,
+    attention_output: Dense,
     attention_norm: Norm,
-    up: Linear,
-    down: Linear,
+    up: Dense,
+    down: Dense,
     output_norm: Norm,
 }
 
@@ -52,13 +57,51 @@ impl Layer {
         Ok(Self {
             index,
             positions: PositionProjection::new(config, weights, names, relative, index, &qkv)?,
-            qkv,
-            attention_output: linear(names.attention_output, hidden, hidden)?,
+            qkv: Dense::Plain(qkv),
+            attention_output: Dense::Plain(linear(names.attention_output, hidden, hidden)?),
             attention_norm: norm(names.attention_norm)?,
-            up: linear(names.up, hidden, wide)?,
-            down: linear(names.down, wide, hidden)?,
+            up: Dense::Plain(linear(names.up, hidden, wide)?),
+            down: Dense::Plain(linear(names.down, wide, hidden)?),
             output_norm: norm(names.output_norm)?,
         })
+    }
+
+    /// This layer with its linears laid out for inference.
+    pub(super) fn pack(&self, precision: Precision) -> Result<Self, EncoderError> {
+        Ok(Self {
+            qkv: self.qkv.pack(precision)?,
+            attention_output: self.attention_output.pack(precision)?,
+            up: self.up.pack(precision)?,
+            down: self.down.pack(precision)?,
+            ..self.clone()
+        })
+    }
+
+    /// Takes another's linears in place of its own where none of the touched sites is.
+    pub(super) fn share_untouched(&mut self, other: &Self, touched: &BTreeSet<Site>) {
+        let pairs = [
+            (&mut self.qkv, &other.qkv, Slot::Qkv),
+            (
+                &mut self.attention_output,
+                &other.attention_output,
+                Slot::AttentionOutput,
+            ),
+            (&mut self.up, &other.up, Slot::Up),
+            (&mut self.down, &other.down, Slot::Down),
+        ];
+        for (own, other, slot) in pairs {
+            if !touched.contains(&Site::Layer(self.index, slot)) {
+                own.clone_from(other);
+            }
+        }
+    }
+
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    pub(super) fn linears(&self) -> [&Dense; 4] {
+        [&self.qkv, &self.attention_output, &self.up, &self.down]
     }
 
     /// What the tokens attend to: `[tokens, hidden]` to `[tokens, hidden]`.
@@ -84,7 +127,7 @@ impl Layer {
         x: &Tensor,
         adapted: &Adapted<'_>,
     ) -> Result<Tensor, EncoderError> {
-        let linear = |x: &Tensor, linear: &Linear, slot, activation| {
+        let linear = |x: &Tensor, linear: &Dense, slot, activation| {
             adapted.linear(x, linear, Site::Layer(self.index, slot), activation)
         };
         let attended = linear(
@@ -163,7 +206,7 @@ impl<'a> Adapted<'a> {
     pub(super) fn linear(
         &self,
         x: &Tensor,
-        linear: &Linear,
+        linear: &Dense,
         site: Site,
         activation: Activation,
     ) -> Result<Tensor, EncoderError> {
@@ -179,15 +222,15 @@ impl<'a> Adapted<'a> {
             .collect();
         let trains = |row: &RowUpdates| row.updates.iter().any(LoraUpdate::trains);
         if updates.is_empty() {
-            Ok(ops::linear(x, linear, activation)?)
+            linear.infer(x, updates, activation)
         } else if x.track_op() || updates.iter().any(trains) {
             let [only] = updates.as_slice() else {
                 return Err(EncoderError::Segments);
             };
             let dropout = self.dropout.map(|dropout| dropout.at_site(site.number()));
-            trained_linear(x, linear, &only.updates, dropout, activation)
+            trained_linear(x, linear.plain()?, &only.updates, dropout, activation)
         } else {
-            Ok(ops::linear_rows(x, linear, updates, activation)?)
+            linear.infer(x, updates, activation)
         }
     }
 }

@@ -7,12 +7,15 @@
 mod config;
 mod conv;
 mod deberta;
+mod dense;
 mod error;
 mod family;
 mod head;
 mod layer;
 mod names;
+mod packed;
 mod relative;
+mod stored;
 mod task;
 mod weights;
 
@@ -26,15 +29,17 @@ pub use task::{LoraModule, TaskWeights, dora_gain};
 pub use weights::Weights;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 
 use crate::ops::{self, Activation, AttentionShape, Dropout, EmbedIndices, Norm};
 use crate::text::PackedBatch;
 use conv::Conv;
+use dense::Dense;
 use layer::{Adapted, Layer};
 use names::Names;
+use packed::Packing;
 use relative::Relative;
 
 /// A transformer encoder, `[tokens]` ids to `[tokens, hidden]` states.
@@ -46,7 +51,7 @@ pub struct Encoder {
     /// `[types, embedding]`; one row of zeros for an encoder without segment embeddings.
     token_type: Tensor,
     /// From the embeddings' size to the hidden size, where they differ.
-    projection: Option<ops::Linear>,
+    projection: Option<Dense>,
     embedding_norm: Norm,
     layers: Vec<Layer>,
     conv: Option<Conv>,
@@ -54,7 +59,12 @@ pub struct Encoder {
     /// The head's first linear that came with the encoder (BERT's pooler).
     head_dense: Option<ops::Linear>,
     linears: Vec<LinearSpec>,
+    /// Without those that only stand in packed linears.
     weights: Weights,
+    parameters: usize,
+    /// The folder that it was read from.
+    folder: Option<PathBuf>,
+    packing: Option<Packing>,
 }
 
 /// Module name of the projection of the embeddings.
@@ -73,7 +83,7 @@ pub struct LinearSpec {
 }
 
 /// A (fused) linear's place in the network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Site {
     Layer(usize, layer::Slot),
     HeadDense,
@@ -116,7 +126,9 @@ impl Encoder {
     pub fn load(dir: &Path, device: &Device) -> Result<Self, EncoderError> {
         let config = EncoderConfig::read(dir)?;
         let weights = Weights::read(dir, config.family, device)?;
-        Self::new(config, &weights)
+        let mut encoder = Self::new(config, &weights)?;
+        encoder.folder = Some(dir.to_path_buf());
+        Ok(encoder)
     }
 
     /// An encoder over `weights`, which it shares and, where linears are fused, copies.
@@ -139,10 +151,10 @@ impl Encoder {
             types => table("token_type_embeddings", types)?,
         };
         let projection = match config.has_projection() {
-            true => Some(ops::Linear {
+            true => Some(Dense::Plain(ops::Linear {
                 weight: weights.get(&format!("{PROJECTION}.weight"), &[hidden, embedding])?,
                 bias: None,
-            }),
+            })),
             false => None,
         };
         let embedding_norm = weights.norm("embeddings.LayerNorm", hidden, config.layer_norm_eps)?;
@@ -171,6 +183,8 @@ impl Encoder {
         if head.stands_alone {
             linears.push(whole(head.dense, hidden, Site::HeadDense));
         }
+        let counted = weights.encoder(config.family);
+        let parameters = counted.map(|(_, tensor)| tensor.elem_count()).sum();
         let mut encoder = Self {
             conv: Conv::new(&config, weights)?,
             config,
@@ -184,6 +198,9 @@ impl Encoder {
             head_dense,
             linears,
             weights: weights.clone(),
+            parameters,
+            folder: None,
+            packing: None,
         };
         encoder.share_fused();
         Ok(encoder)
@@ -196,7 +213,9 @@ impl Encoder {
         for (index, layer) in self.layers.iter().enumerate() {
             let parts = [names.query, names.key, names.value];
             let parts = parts.map(|name| names.in_layer(index, name));
-            self.weights.share(&layer.qkv, &parts);
+            if let Dense::Plain(qkv) = &layer.qkv {
+                self.weights.share(qkv, &parts);
+            }
         }
     }
 
@@ -206,12 +225,11 @@ impl Encoder {
 
     /// Number of weights, heads not counted.
     pub fn parameters(&self) -> usize {
-        let encoder = self.weights.encoder(self.config.family);
-        encoder.map(|(_, tensor)| tensor.elem_count()).sum()
+        self.parameters
     }
 
     /// All that the encoder's folder held, a head included. The tensors are the encoder's own, not
-    /// copies.
+    /// copies. A packed encoder has only those that are not packed, see [`Encoder::weight`].
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
@@ -222,16 +240,19 @@ impl Encoder {
     /// It belongs to the head, and the encoder's folder had none.
     pub fn linear(&self, spec: &LinearSpec) -> Result<ops::Linear, EncoderError> {
         let has_bias = spec.site != Site::Embeddings;
-        let (input, out) = (spec.in_features, spec.out_features);
-        let bias = match has_bias {
-            true => Some(self.weights.get(&format!("{}.bias", spec.name), &[out])?),
-            false => None,
+        let tensor = |part: &str, shape: &[usize]| {
+            let name = format!("{}.{part}", spec.name);
+            let tensor = self.weight(&name)?;
+            weights::check_shape(&name, &tensor, shape)?;
+            Ok::<_, EncoderError>(tensor)
         };
+        let (input, out) = (spec.in_features, spec.out_features);
         Ok(ops::Linear {
-            weight: self
-                .weights
-                .get(&format!("{}.weight", spec.name), &[out, input])?,
-            bias,
+            weight: tensor("weight", &[out, input])?,
+            bias: match has_bias {
+                true => Some(tensor("bias", &[out])?),
+                false => None,
+            },
         })
     }
 
@@ -261,7 +282,8 @@ impl Encoder {
 
     /// One row of logits a sequence, in the batch's order.
     ///
-    /// Runs on the calling thread: call it from several threads to use several cores.
+    /// Runs on the calling thread, and on others only if that leads a forward of a
+    /// [`Crew`](ops::Crew): call it from several threads to use several cores.
     pub fn logits(
         &self,
         batch: &PackedBatch,

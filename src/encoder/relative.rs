@@ -156,13 +156,21 @@ impl Relative {
 }
 
 /// How a layer makes queries and keys of positions (DeBERTa).
+#[derive(Clone)]
 pub(super) struct PositionProjection {
     site: Site,
     /// The columns of the site's linear that positions go through.
     first_column: usize,
-    linear: Linear,
-    /// The projection of every position, where nothing trains: it is the same in each batch.
-    frozen: Option<Tensor>,
+    columns: usize,
+    projected: Projected,
+}
+
+#[derive(Clone)]
+enum Projected {
+    /// By this, in each batch anew, while something trains.
+    By(Linear),
+    /// Every position, where nothing trains: it is the same in each batch.
+    Frozen(Tensor),
 }
 
 impl PositionProjection {
@@ -196,15 +204,14 @@ impl PositionProjection {
             (Slot::Positions, 0, fuse(&parts)?)
         };
         let trains = embeddings.track_op() || linear.weight.track_op();
-        let frozen = match trains {
-            true => None,
-            false => Some(ops::linear(embeddings, &linear, Activation::None)?),
-        };
         Ok(Some(Self {
             site: Site::Layer(index, slot),
             first_column,
-            linear,
-            frozen,
+            columns: linear.out_features(),
+            projected: match trains {
+                true => Projected::By(linear),
+                false => Projected::Frozen(ops::linear(embeddings, &linear, Activation::None)?),
+            },
         }))
     }
 
@@ -216,11 +223,11 @@ impl PositionProjection {
         segments: &[Segment<'_>],
         adapted: &Adapted<'_>,
     ) -> Result<Vec<PositionTable>, EncoderError> {
-        let base = match &self.frozen {
-            Some(all) => all.narrow(0, first_row, embeddings.dims()[0])?,
-            None => ops::linear(embeddings, &self.linear, Activation::None)?,
+        let base = match &self.projected {
+            Projected::Frozen(all) => all.narrow(0, first_row, embeddings.dims()[0])?,
+            Projected::By(linear) => ops::linear(embeddings, linear, Activation::None)?,
         };
-        let end = self.first_column + self.linear.out_features();
+        let end = self.first_column + self.columns;
         let table = |segment: &Segment<'_>| {
             let all = segment.weights.updates(self.site);
             let updates: Vec<LoraUpdate> = all

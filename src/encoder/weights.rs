@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
+use super::stored::StoredTensors;
 use super::{EncoderError, Family, HeadNames};
 use crate::ops::{Linear, Norm};
 
@@ -15,20 +16,33 @@ pub struct Weights(BTreeMap<String, Tensor>);
 impl Weights {
     /// Reads `model.safetensors` of a folder.
     pub fn read(dir: &Path, family: Family, device: &Device) -> Result<Self, EncoderError> {
-        let path = dir.join("model.safetensors");
-        if !path.is_file() {
-            let pickle = dir.join("pytorch_model.bin");
-            if pickle.exists() {
-                return Err(EncoderError::Pickle { path: pickle });
-            }
-            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(EncoderError::Read { path, source });
-        }
-        candle_core::safetensors::load(&path, device)?
-            .into_iter()
-            .filter_map(|(name, tensor)| Some((name_here(family, &name)?, tensor)))
-            .map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?)))
+        let stored = StoredTensors::open(dir)?;
+        let names = stored.names().into_iter();
+        names
+            .filter_map(|name| Some((name_here(family, &name)?, name)))
+            .map(|(here, name)| Ok((here, stored.read(&name, device)?)))
             .collect()
+    }
+
+    /// Reads one tensor of a folder, by its name here.
+    pub(super) fn read_one(
+        dir: &Path,
+        family: Family,
+        name: &str,
+        device: &Device,
+    ) -> Result<Tensor, EncoderError> {
+        let stored = StoredTensors::open(dir)?;
+        let names = stored.names();
+        let found = names
+            .iter()
+            .find(|stored| name_here(family, stored).as_deref() == Some(name));
+        let found = found.ok_or_else(|| EncoderError::MissingWeight { name: name.into() })?;
+        stored.read(found, device)
+    }
+
+    /// These without some.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {

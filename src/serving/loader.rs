@@ -54,9 +54,9 @@ impl Student {
             Mode::Merged => Classifier::merged(&self.encoder, adapter)?,
         };
         let merged = (!Arc::ptr_eq(&encoder, &self.encoder)).then_some(encoder);
-        let elements = match &merged {
-            None => adapter.parameters(),
-            Some(own) => own.weights().beside(self.encoder.weights()),
+        let weight_bytes = match &merged {
+            None => bytes(adapter.parameters()),
+            Some(own) => own.bytes_beside(&self.encoder) as u64,
         };
         let most = self.encoder.config().max_sequence_length();
         Ok(LiveTask {
@@ -64,7 +64,7 @@ impl Student {
             version: 0,
             weights,
             merged,
-            weight_bytes: bytes(elements),
+            weight_bytes,
             max_length: adapter.task.max_length.min(most),
             config: adapter.task.clone(),
             memory: Default::default(),

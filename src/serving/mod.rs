@@ -29,7 +29,7 @@ mod worker;
 
 pub use budget::Reservation;
 pub use loader::{Loader, Student};
-pub use model::{Model, ModelError, TaskSegment};
+pub use model::{Model, ModelError, SharedCores, TaskSegment};
 pub use publisher::{PublishError, Publisher, TaskSet, Wishes};
 pub use residents::{Load, LoadError, Residents};
 pub use tasks::{Entry, LiveTask, TaskTable};

@@ -1,9 +1,12 @@
 //! What the workers run: the student with the adapters of a batch.
 
+use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::LiveTask;
 use crate::encoder::{Encoder, EncoderError, Segment};
+use crate::ops::Crew;
 use crate::text::PackedBatch;
 
 /// Sequences of a batch that belong to one version of one task.
@@ -36,6 +39,35 @@ impl Model for Encoder {
         segments: &[TaskSegment<'_>],
     ) -> Result<Vec<Vec<f32>>, ModelError> {
         forward(self, batch, segments).map_err(|error| ModelError(error.into()))
+    }
+}
+
+/// An encoder for several workers. While fewer of them compute than there are cores, the others'
+/// cores help: a request that comes alone is answered by all of them.
+pub struct SharedCores {
+    encoder: Arc<Encoder>,
+    crew: Crew,
+}
+
+impl SharedCores {
+    /// For `cores` workers.
+    ///
+    /// # Errors
+    /// The threads that help can't be started.
+    pub fn new(encoder: Arc<Encoder>, cores: usize) -> io::Result<Self> {
+        let crew = Crew::start(cores)?;
+        Ok(Self { encoder, crew })
+    }
+}
+
+impl Model for SharedCores {
+    fn logits(
+        &self,
+        batch: &PackedBatch,
+        segments: &[TaskSegment<'_>],
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        self.crew
+            .lead(|| Model::logits(&*self.encoder, batch, segments))
     }
 }
 

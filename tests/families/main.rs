@@ -11,6 +11,7 @@ mod cases;
 mod distilled;
 mod folders;
 mod gradients;
+mod packed;
 mod refused;
 mod served;
 
@@ -46,6 +47,11 @@ macro_rules! family {
             #[test]
             fn merge() {
                 crate::folders::a_merged_adapter_is_a_classifier_of_its_own($model_type);
+            }
+
+            #[test]
+            fn packed() {
+                crate::packed::a_packed_encoder_answers_the_same($model_type);
             }
 
             #[tokio::test]

@@ -1,0 +1,148 @@
+//! Encoders for inference alone: their linears are laid out for the kernels of this machine.
+//!
+//! A packed linear takes the place of its tensors, which leave memory. What needs them again, such
+//! as an adapter that is merged, reads them from the encoder's folder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::dense::Dense;
+use super::layer::{Layer, Slot};
+use super::{Encoder, EncoderError, LinearSpec, Site, Weights};
+use crate::ops::{PackedLinear, Precision};
+
+/// What is packed, and how.
+#[derive(Clone, Debug)]
+pub(super) struct Packing {
+    precision: Precision,
+    /// Names of the tensors that are gone.
+    gone: BTreeSet<String>,
+}
+
+impl Encoder {
+    /// This encoder for inference: it can't be trained. Its folder must stay where it is if adapters
+    /// are to be merged into it.
+    ///
+    /// # Errors
+    /// Weights take part in training.
+    pub fn pack(mut self, precision: Precision) -> Result<Self, EncoderError> {
+        let mut gone = BTreeSet::new();
+        for spec in self.linears.iter().filter(|spec| is_packed(spec)) {
+            gone.insert(format!("{}.weight", spec.name));
+        }
+        if let Some(projection) = &mut self.projection {
+            *projection = projection.pack(precision)?;
+        }
+        for layer in &mut self.layers {
+            // One layer after the other, so that there is never more than one twice in memory.
+            *layer = layer.pack(precision)?;
+            let index = layer.index();
+            for spec in &self.linears {
+                if matches!(spec.site, Site::Layer(i, _) if i == index) && is_packed(spec) {
+                    self.weights.remove(&format!("{}.weight", spec.name));
+                }
+            }
+        }
+        for name in &gone {
+            self.weights.remove(name);
+        }
+        self.packing = Some(Packing { precision, gone });
+        Ok(self)
+    }
+
+    /// How the encoder is packed, if it is.
+    pub fn precision(&self) -> Option<Precision> {
+        self.packing.as_ref().map(|packing| packing.precision)
+    }
+
+    /// A weight by its name; one that is packed is read from the encoder's folder.
+    ///
+    /// # Errors
+    /// There is none of that name, or the folder can't be read.
+    pub fn weight(&self, name: &str) -> Result<Tensor, EncoderError> {
+        if let Some(tensor) = self.weights.find(name) {
+            return Ok(tensor.clone());
+        }
+        let missing = || EncoderError::MissingWeight { name: name.into() };
+        let packing = self.packing.as_ref().ok_or_else(missing)?;
+        match &self.folder {
+            Some(folder) if packing.gone.contains(name) => {
+                Weights::read_one(folder, self.config.family, name, self.device())
+            }
+            _ => Err(missing()),
+        }
+    }
+
+    /// All weights; those that are packed are read from the encoder's folder.
+    ///
+    /// # Errors
+    /// The folder can't be read.
+    pub fn all_weights(&self) -> Result<Weights, EncoderError> {
+        let Some(packing) = &self.packing else {
+            return Ok(self.weights.clone());
+        };
+        let mut read = Vec::with_capacity(packing.gone.len());
+        for name in &packing.gone {
+            read.push((name.clone(), self.weight(name)?));
+        }
+        Ok(self.weights.with(read))
+    }
+
+    /// This encoder with some weights in the place of its own, packed as it is. What they don't
+    /// touch is shared.
+    ///
+    /// # Errors
+    /// A weight of another shape, or a folder that can't be read.
+    pub fn with_weights(&self, changed: &BTreeMap<String, Tensor>) -> Result<Self, EncoderError> {
+        let changes = || changed.iter().map(|(n, t)| (n.clone(), t.clone()));
+        let Some(packing) = &self.packing else {
+            return Self::new(self.config.clone(), &self.weights.with(changes()));
+        };
+        let all = self.all_weights()?.with(changes());
+        let mut other = Self::new(self.config.clone(), &all)?;
+        drop(all);
+        other.folder.clone_from(&self.folder);
+        let touched: BTreeSet<Site> = self
+            .linears
+            .iter()
+            .filter(|spec| {
+                let parts = ["weight", "bias"].map(|part| format!("{}.{part}", spec.name));
+                parts.iter().any(|part| changed.contains_key(part))
+            })
+            .map(|spec| spec.site)
+            .collect();
+        for (own, shared) in other.layers.iter_mut().zip(&self.layers) {
+            own.share_untouched(shared, &touched);
+        }
+        if !touched.contains(&Site::Embeddings) {
+            other.projection.clone_from(&self.projection);
+        }
+        other.pack(packing.precision)
+    }
+
+    /// Bytes of weights that are not shared with `other`.
+    pub fn bytes_beside(&self, other: &Self) -> usize {
+        let packed = |encoder: &Self| {
+            let linears = encoder.layers.iter().flat_map(Layer::linears);
+            let linears = linears.chain(&encoder.projection);
+            let packed = linears.filter_map(Dense::packed).cloned();
+            packed.collect::<Vec<Arc<PackedLinear>>>()
+        };
+        let theirs = packed(other);
+        let own = packed(self).into_iter();
+        let own = own.filter(|linear| !theirs.iter().any(|other| Arc::ptr_eq(linear, other)));
+        let bytes: usize = own.map(|linear| linear.bytes()).sum();
+        bytes + size_of::<f32>() * self.weights.beside(&other.weights)
+    }
+}
+
+/// Whether a linear stands in the packed ones alone. The head's is as it was, and so are the
+/// projections of positions, which are used once.
+fn is_packed(spec: &LinearSpec) -> bool {
+    match spec.site {
+        Site::Layer(_, Slot::Positions) | Site::HeadDense => false,
+        Site::Layer(..) | Site::Embeddings => true,
+    }
+}
