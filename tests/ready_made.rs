@@ -35,11 +35,9 @@ fn student() -> PathBuf {
 fn data(task: &str) -> Dataset {
     let path = |split: &str| SplitSpec::Path(project(&format!("data/{task}/{split}.jsonl")));
     let spec = DataSpec {
-        train: path("train"),
         validation: Some(path("validation")),
         test: Some(path("test")),
-        problem_type: None,
-        labels: None,
+        ..DataSpec::of(path("train"))
     };
     Dataset::load(&spec, 42, Teacher::None).unwrap()
 }

@@ -121,7 +121,7 @@ impl Classifier {
 
     /// What a row of logits means.
     pub fn scores(&self, logits: &[f32]) -> Scores {
-        self.task.problem_type.scores(logits)
+        self.task.scores(logits)
     }
 }
 

@@ -284,6 +284,7 @@ pub(super) mod tests {
                 problem_type: ProblemType::SingleLabelClassification,
                 max_length: 64,
                 truncation: crate::text::Truncation::LongestFirst,
+                temperature: 1.0,
                 base_model: Some("tiny".into()),
             },
             tensors: BTreeMap::from(tensors),

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::files::{read_json, write_json};
-use super::{AdapterError, ProblemType};
+use super::{AdapterError, ProblemType, Scores};
 use crate::text::Truncation;
 
 /// Length of sequences where a folder does not say.
@@ -27,6 +27,9 @@ pub struct TaskConfig {
     pub max_length: usize,
     /// How it is cut; beside `max_length` under `kdlora`.
     pub truncation: Truncation,
+    /// What logits are divided by before they become probabilities, so that the model is as sure as
+    /// it is right; 1 changes nothing. Beside `max_length` under `kdlora`.
+    pub temperature: f32,
     /// Name of the encoder that the weights belong to (`_name_or_path`).
     pub base_model: Option<String>,
 }
@@ -48,6 +51,7 @@ struct Raw {
 struct Own {
     max_length: usize,
     truncation: Truncation,
+    temperature: f32,
 }
 
 impl Default for Own {
@@ -55,11 +59,21 @@ impl Default for Own {
         Self {
             max_length: DEFAULT_MAX_LENGTH,
             truncation: Truncation::LongestFirst,
+            temperature: 1.0,
         }
     }
 }
 
 impl TaskConfig {
+    /// Scores of one row of logits, `[labels]`, at the task's temperature.
+    pub fn scores(&self, logits: &[f32]) -> Scores {
+        if self.temperature == 1.0 || self.problem_type == ProblemType::Regression {
+            return self.problem_type.scores(logits);
+        }
+        let scaled: Vec<f32> = logits.iter().map(|x| x / self.temperature).collect();
+        self.problem_type.scores(&scaled)
+    }
+
     /// Reads `config.json` of `dir`.
     ///
     /// As in `transformers`, missing names become `LABEL_0`, `LABEL_1`, …, two of them where even
@@ -83,6 +97,7 @@ impl TaskConfig {
             problem_type,
             max_length: own.max_length,
             truncation: own.truncation,
+            temperature: own.temperature,
             base_model: raw.name_or_path.filter(|name| !name.is_empty()),
         };
         config
@@ -119,10 +134,11 @@ impl TaskConfig {
         if let Some(base) = &self.base_model {
             fields.insert("_name_or_path".to_owned(), json!(base));
         }
-        fields.insert(
-            "kdlora".to_owned(),
-            json!({ "max_length": self.max_length, "truncation": self.truncation }),
-        );
+        let mut own = json!({ "max_length": self.max_length, "truncation": self.truncation });
+        if self.temperature != 1.0 {
+            own["temperature"] = json!(self.temperature);
+        }
+        fields.insert("kdlora".to_owned(), own);
     }
 
     fn check(&self) -> Result<(), String> {
@@ -147,6 +163,9 @@ impl TaskConfig {
                 Err("there is no label".to_owned())
             }
             _ if self.max_length == 0 => Err("max_length is 0".to_owned()),
+            _ if !(self.temperature.is_finite() && self.temperature > 0.0) => {
+                Err(format!("the temperature is {}", self.temperature))
+            }
             _ => Ok(()),
         }
     }
@@ -212,6 +231,7 @@ mod tests {
             problem_type: ProblemType::MultiLabelClassification,
             max_length: 77,
             truncation: Truncation::OnlySecond,
+            temperature: 1.75,
             base_model: Some("minilm-l6".to_owned()),
         };
         config.write(dir.path(), "bert").unwrap();
@@ -257,6 +277,19 @@ mod tests {
         );
         assert!(problem(r#"{"id2label":{"0":"a","1":"b"},"num_labels":3}"#).contains("num_labels"));
         assert!(problem(r#"{"kdlora":{"max_length":0}}"#).contains("max_length"));
+        assert!(problem(r#"{"kdlora":{"temperature":0}}"#).contains("temperature"));
+    }
+
+    #[test]
+    fn a_temperature_makes_probabilities_less_sure_and_leaves_values_alone() {
+        let mut config = read(r#"{"kdlora":{"temperature":2.0}}"#).unwrap();
+        let Scores::SingleLabel(scores) = config.scores(&[2.0, 0.0]) else {
+            panic!("not classes");
+        };
+        // softmax([1, 0])
+        assert!((scores[0] - 0.731_058_6).abs() < 1e-6, "{scores:?}");
+        config.problem_type = ProblemType::Regression;
+        assert_eq!(config.scores(&[3.0]), Scores::Value(3.0));
     }
 
     #[test]

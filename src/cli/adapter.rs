@@ -225,6 +225,7 @@ fn task_of(labels: Vec<String>, problem_type: Option<ProblemTypeArg>) -> TaskCon
         problem_type,
         max_length: crate::adapter::DEFAULT_MAX_LENGTH,
         truncation: Truncation::LongestFirst,
+        temperature: 1.0,
         base_model: None,
     }
 }

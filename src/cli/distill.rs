@@ -89,11 +89,20 @@ pub fn run(args: Args) -> Result<(), CommandError> {
     Ok(())
 }
 
+/// Beside threads of ordinary niceness it gets one part in ten of a core: what is served hardly
+/// notices (p99 at half of the capacity stays within its noise), and the pass still goes on, three
+/// times as fast as at 19.
+const NICENESS: i32 = 10;
+/// When memory runs out, the kernel ends the process with the greatest score: the job, not its
+/// server.
+const OUT_OF_MEMORY_SCORE: &str = "500";
+
 /// A job gives way to the server that it belongs to, and does not outlive it: the server holds the
 /// other end of standard input.
 fn end_with_parent() -> Result<(), CommandError> {
-    // Niceness is a courtesy; a system that refuses it is no reason to fail.
-    let _ = rustix::process::nice(10);
+    // Both are courtesies; a system that refuses them is no reason to fail.
+    let _ = rustix::process::nice(NICENESS);
+    let _ = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_SCORE);
     std::thread::Builder::new()
         .name("parent-watch".into())
         .spawn(|| {

@@ -237,7 +237,8 @@ impl App {
 
     fn router(&self) -> Router {
         let admin = admin::routes(self.admin.clone());
-        http::router(self.state.clone(), self.access.clone(), admin)
+        let versions = http::versions::routes(self.store.clone());
+        http::router(self.state.clone(), self.access.clone(), admin, versions)
     }
 }
 
@@ -256,6 +257,10 @@ fn start_jobs(
     let mut environment = vec![
         ("KDLORA_STUDENT".into(), config.student.clone().into()),
         ("KDLORA_CACHE".into(), cache_folder(config)?.into()),
+        (
+            "KDLORA_THREADS".into(),
+            config.job_threads.to_string().into(),
+        ),
     ];
     if let Some(adapters) = &config.adapters {
         environment.push(("KDLORA_ADAPTERS".into(), adapters.into()));
@@ -267,6 +272,7 @@ fn start_jobs(
         environment,
         live_hook: live_hook.clone(),
         metrics: Arc::clone(metrics),
+        limits: config.job_limits,
     };
     Ok(AdminConfig {
         store: store.clone(),

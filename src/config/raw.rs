@@ -137,6 +137,19 @@ pub struct RawServe {
     )]
     pub merged_tasks: Option<Vec<String>>,
 
+    /// Threads of a distillation job; more let it finish sooner and disturb what is served
+    /// [default: half of the cores].
+    #[arg(long, env = "KDLORA_JOB_THREADS", value_name = "N")]
+    pub job_threads: Option<usize>,
+
+    /// Longest time of a distillation job; a request may ask for less [default: no limit].
+    #[arg(long, env = "KDLORA_JOB_TIME_LIMIT", value_name = "TIME")]
+    pub job_time_limit: Option<Seconds>,
+
+    /// Most memory of a distillation job; a request may ask for less [default: no limit].
+    #[arg(long, env = "KDLORA_JOB_MEMORY", value_name = "BYTES")]
+    pub job_memory: Option<Bytes>,
+
     /// File with the token that admin routes ask for. Without one they answer only when the server
     /// listens on a loopback address.
     #[arg(long, env = "KDLORA_ADMIN_TOKEN_FILE", value_name = "FILE")]
@@ -172,6 +185,9 @@ impl RawServe {
             pinned_tasks: self.pinned_tasks.or(other.pinned_tasks),
             preload_tasks: self.preload_tasks.or(other.preload_tasks),
             merged_tasks: self.merged_tasks.or(other.merged_tasks),
+            job_threads: self.job_threads.or(other.job_threads),
+            job_time_limit: self.job_time_limit.or(other.job_time_limit),
+            job_memory: self.job_memory.or(other.job_memory),
             admin_token_file: self.admin_token_file.or(other.admin_token_file),
         }
     }

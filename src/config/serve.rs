@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::raw::RawServe;
 use super::units::{DeviceChoice, Dtype};
+use crate::distill::runner::JobLimits;
 use crate::serving::{TaskSet, Wishes};
 
 /// What `kdlora serve` runs with.
@@ -43,6 +44,9 @@ pub struct ServeConfig {
     pub adapter_host_memory: u64,
     /// How single tasks are to be served.
     pub wishes: Wishes,
+    /// Threads of a distillation job.
+    pub job_threads: usize,
+    pub job_limits: JobLimits,
     pub admin_token: Option<AdminToken>,
 }
 
@@ -151,6 +155,14 @@ impl ServeConfig {
                 merged: task_set(raw.merged_tasks),
                 pinned: task_set(raw.pinned_tasks),
                 preload: raw.preload_tasks.unwrap_or(16),
+            },
+            job_threads: positive(
+                "job-threads",
+                raw.job_threads.unwrap_or(cores().div_ceil(2)),
+            )?,
+            job_limits: JobLimits {
+                time: raw.job_time_limit.map(|time| time.0),
+                memory: raw.job_memory.map(|bytes| bytes.0),
             },
             admin_token: raw
                 .admin_token_file

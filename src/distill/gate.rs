@@ -1,5 +1,7 @@
 //! Whether a version is good enough to go live.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -37,6 +39,22 @@ pub enum ConditionName {
     /// No class with at least [`MIN_SUPPORT`] test rows is never predicted; `value` counts those
     /// that are.
     NoClassCollapses,
+    /// The student's score is at least `min_score`.
+    ReachesScore,
+    /// The calibration error as served is at most `max_calibration_error`.
+    IsCalibrated,
+}
+
+impl fmt::Display for ConditionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KeepsTeacherScore => "keeps enough of the teacher's score",
+            Self::BeatsMajority => "beats the most common answer",
+            Self::NoClassCollapses => "classes that are never predicted",
+            Self::ReachesScore => "reaches the least score",
+            Self::IsCalibrated => "calibration error as served",
+        })
+    }
 }
 
 impl Gate {
@@ -60,6 +78,26 @@ impl Gate {
             gate.beats_majority(student.score.value, majority.score.value);
         }
         gate.no_class_collapses(student);
+        if let Some(least) = spec.min_score {
+            let value = student.score.value;
+            gate.add(
+                ConditionName::ReachesScore,
+                value,
+                least,
+                value >= least,
+                || format!("the student scores {value:.4}; at least {least:.4} is asked"),
+            );
+        }
+        if let (Some(most), Some(calibration)) = (spec.max_calibration_error, student.calibration) {
+            let value = calibration.ece;
+            gate.add(
+                ConditionName::IsCalibrated,
+                value,
+                most,
+                value <= most,
+                || format!("the calibration error is {value:.4}; at most {most:.4} is asked"),
+            );
+        }
         gate
     }
 
@@ -156,7 +194,7 @@ mod tests {
     use super::*;
     use crate::adapter::ProblemType;
     use crate::distill::dataset::Label;
-    use crate::distill::evaluation::{evaluate, majority};
+    use crate::distill::evaluation::{Calibration, evaluate, majority};
 
     /// 20 rows, the first ten of class a, of which `right` rows of each class are answered right.
     fn student(right_a: usize, right_b: usize) -> Evaluation {
@@ -191,7 +229,11 @@ mod tests {
         let rows = test_rows();
         let rows = labels(&rows);
         let majority = majority(KIND, &names(), &rows, &rows, 1).unwrap();
-        Gate::judge(&GateSpec { keep: 0.9 }, student, teacher, Some(&majority))
+        let spec = GateSpec {
+            keep: 0.9,
+            ..GateSpec::default()
+        };
+        Gate::judge(&spec, student, teacher, Some(&majority))
     }
 
     fn failed(gate: &Gate) -> Vec<ConditionName> {
@@ -233,6 +275,32 @@ mod tests {
     fn a_student_no_better_than_the_majority_fails() {
         let gate = judge(&student(5, 5), None);
         assert_eq!(failed(&gate), [ConditionName::BeatsMajority]);
+    }
+
+    #[test]
+    fn bounds_of_the_request_are_conditions_of_their_own() {
+        let mut student = student(9, 9);
+        student.calibration = Some(Calibration {
+            temperature: 1.5,
+            ece: 0.08,
+        });
+        let judge = |min_score, max_calibration_error| {
+            let spec = GateSpec {
+                min_score,
+                max_calibration_error,
+                ..GateSpec::default()
+            };
+            Gate::judge(&spec, &student, None, None)
+        };
+        assert!(judge(Some(0.9), Some(0.08)).passed);
+        let gate = judge(Some(0.91), Some(0.07));
+        assert_eq!(
+            failed(&gate),
+            [ConditionName::ReachesScore, ConditionName::IsCalibrated]
+        );
+        let last = gate.conditions.last().unwrap();
+        assert_eq!((last.value, last.bound), (0.08, 0.07));
+        assert_eq!(gate.reasons.len(), 2);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod rng;
 pub mod runner;
 pub mod spec;
 pub mod teacher_cache;
+pub mod teacher_http;
 pub mod training;
 
 pub use pass::PassError;

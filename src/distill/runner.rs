@@ -5,6 +5,7 @@
 //! outlive a server that is killed. Whatever happens to it (an error, a crash, a kill for want
 //! of memory) ends the job with a reason, and nothing else.
 
+mod limits;
 mod process;
 
 use std::error::Error;
@@ -17,12 +18,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::store::{Change, ChangeKind, Job, JobState, Store, StoreError};
 use crate::telemetry::{Metrics, chain};
+pub use limits::JobLimits;
 use process::{Ending, Supervisor};
 
 /// After a failure of the database.
@@ -97,6 +99,8 @@ pub struct RunnerConfig {
     pub environment: Vec<(OsString, OsString)>,
     pub live_hook: LiveHook,
     pub metrics: Arc<Metrics>,
+    /// Bounds of every process; a request may ask for tighter ones.
+    pub limits: JobLimits,
 }
 
 /// The one who runs jobs. Clones are handles of the same one.
@@ -112,6 +116,8 @@ struct Shared {
     wake: Notify,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Some job is not what it was.
+    changes: watch::Sender<()>,
     /// Locked while a job is taken from the queue, so that a cancellation finds every job either
     /// in the queue or here.
     running: Mutex<Option<Running>>,
@@ -152,6 +158,7 @@ impl Runner {
             wake: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            changes: watch::Sender::new(()),
             running: Mutex::new(None),
         });
         let worker = Arc::clone(&shared);
@@ -202,6 +209,16 @@ impl Runner {
         {
             running.ended.cancelled().await;
         }
+    }
+
+    /// Tells of every change of any job, from here on. Look into the store for what has changed.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Completes when the runner has been told to stop.
+    pub async fn stopping(&self) {
+        self.shared.stop.cancelled().await;
     }
 
     /// Stops the running process, marks its job as failed, and returns when that is recorded.
@@ -256,8 +273,9 @@ impl Shared {
         Ok(Some((job, entry)))
     }
 
-    /// Brings the metrics up to date.
+    /// Brings the metrics up to date, and tells of the change.
     async fn count_jobs(&self) {
+        self.changes.send_replace(());
         let counts = match self.store.job_counts().await {
             Ok(counts) => counts,
             Err(error) => return tracing::warn!(%error, "could not count jobs"),
@@ -278,6 +296,7 @@ impl Shared {
             job,
             cancel: &running.cancel,
             stop: &self.stop,
+            changes: &self.changes,
         };
         let ending = supervisor.run().await;
         self.config.metrics.training(None, None);

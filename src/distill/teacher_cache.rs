@@ -1,7 +1,8 @@
 //! A teacher's answers, kept between passes.
 //!
-//! One file a teacher, named by the digest of its weights and the length its inputs are cut to; a
-//! line of JSON an answer: the digest of the token ids, and the logits. Lines are only ever
+//! One file a teacher, named by the digest of its weights and the length its inputs are cut to (of
+//! one over HTTP, by the digest of what is known of it); a line of JSON an answer: the digest of the
+//! token ids (or the text), and the logits. Lines are only ever
 //! appended, so a process that is killed leaves at worst a torn last line, which is passed over.
 
 use std::collections::HashMap;
@@ -12,11 +13,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::text::Sequence;
+use crate::text::{Input, Sequence};
 
 /// The answers of one teacher.
 pub struct TeacherCache {
-    path: PathBuf,
+    /// `None` keeps answers in memory only.
+    path: Option<PathBuf>,
     answers: HashMap<String, Vec<f32>>,
 }
 
@@ -37,6 +39,26 @@ impl TeacherCache {
         for file in files {
             update_with_file(&mut digest, file)?;
         }
+        Self::at(folder, digest)
+    }
+
+    /// The cache in `folder` of a teacher that is known by `identity`.
+    ///
+    /// # Errors
+    /// The cache cannot be read.
+    pub fn named(folder: &Path, identity: &str) -> io::Result<Self> {
+        Self::at(folder, Sha256::new_with_prefix(identity))
+    }
+
+    /// Answers that are forgotten with the process.
+    pub fn in_memory() -> Self {
+        Self {
+            path: None,
+            answers: HashMap::new(),
+        }
+    }
+
+    fn at(folder: &Path, digest: Sha256) -> io::Result<Self> {
         let path = folder.join(format!("{}.jsonl", hex(&digest.finalize()[..16])));
         let mut answers = HashMap::new();
         if path.exists() {
@@ -46,11 +68,19 @@ impl TeacherCache {
                 }
             }
         }
-        Ok(Self { path, answers })
+        Ok(Self {
+            path: Some(path),
+            answers,
+        })
     }
 
     pub fn get(&self, sequence: &Sequence) -> Option<&Vec<f32>> {
         self.answers.get(&key(sequence))
+    }
+
+    /// The answer for a text as it is, untokenised.
+    pub fn of_text(&self, input: &Input) -> Option<&Vec<f32>> {
+        self.answers.get(&key_of_text(input))
     }
 
     /// Adds answers, on disk too.
@@ -58,27 +88,36 @@ impl TeacherCache {
         &mut self,
         answers: impl Iterator<Item = (&'a Sequence, &'a Vec<f32>)>,
     ) -> io::Result<()> {
+        self.add(answers.map(|(sequence, logits)| (key(sequence), logits)))
+    }
+
+    /// Adds answers for texts as they are, on disk too.
+    pub fn add_texts<'a>(
+        &mut self,
+        answers: impl Iterator<Item = (&'a Input, &'a Vec<f32>)>,
+    ) -> io::Result<()> {
+        self.add(answers.map(|(input, logits)| (key_of_text(input), logits)))
+    }
+
+    fn add<'a>(&mut self, answers: impl Iterator<Item = (String, &'a Vec<f32>)>) -> io::Result<()> {
         let mut lines = Vec::new();
-        for (sequence, logits) in answers {
+        for (input, logits) in answers {
             let line = Line {
-                input: key(sequence),
+                input,
                 logits: logits.clone(),
             };
             lines.push(b'\n');
             serde_json::to_writer(&mut lines, &line)?;
             self.answers.insert(line.input, line.logits);
         }
-        if lines.is_empty() {
+        let Some(path) = self.path.as_ref().filter(|_| !lines.is_empty()) else {
             return Ok(());
-        }
-        if let Some(folder) = self.path.parent() {
+        };
+        if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
         // Each line begins with its break, so that one after a torn line stands by itself.
-        let mut file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.path)?;
+        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
         file.write_all(&lines)?;
         file.sync_data()
     }
@@ -91,6 +130,18 @@ fn key(sequence: &Sequence) -> String {
         values
             .iter()
             .for_each(|value| digest.update(value.to_le_bytes()));
+    }
+    hex(&digest.finalize()[..16])
+}
+
+fn key_of_text(input: &Input) -> String {
+    let mut digest = Sha256::new();
+    digest.update(input.text.len().to_le_bytes());
+    digest.update(&input.text);
+    if let Some(pair) = &input.text_pair {
+        // Tells an empty second text from none.
+        digest.update([0]);
+        digest.update(pair);
     }
     hex(&digest.finalize()[..16])
 }
@@ -154,8 +205,9 @@ mod tests {
         cache
             .extend([(&a, &logits), (&b, &logits)].into_iter())
             .unwrap();
-        let whole = fs::read(&cache.path).unwrap();
-        fs::write(&cache.path, &whole[..whole.len() - 3]).unwrap();
+        let path = cache.path.clone().unwrap();
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 3]).unwrap();
         let mut cache = open().unwrap();
         assert_eq!((cache.get(&a), cache.get(&b)), (Some(&logits), None));
         cache.extend([(&b, &logits)].into_iter()).unwrap();

@@ -3,11 +3,13 @@
 //! - [`adapters`]: takes in an adapter that was made elsewhere.
 //! - [`distill`]: takes a request for a pass, checks it, queues it.
 //! - [`jobs`]: how jobs are doing; cancellation.
+//! - [`job_events`]: the same as server-sent events; logs.
 //! - [`versions`]: what there is of a task, promotion, rollback.
 
 mod adapters;
 mod checks;
 mod distill;
+mod job_events;
 mod jobs;
 mod places;
 #[cfg(test)]
@@ -81,6 +83,8 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         .routes(routes!(adapters::import).layer(upload))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show, jobs::cancel))
+        .routes(routes!(job_events::events))
+        .routes(routes!(job_events::log))
         .routes(routes!(versions::list))
         .routes(routes!(versions::promote))
         .routes(routes!(versions::rollback))

@@ -4,7 +4,7 @@
 //! - [`error`]: every way a request can fail.
 //! - [`extract`]: JSON bodies, paths and queries that fail as [`error::ApiError`].
 //! - [`auth`]: who may use the admin routes.
-//! - [`classify`], [`tasks`]: the `/v1` routes.
+//! - [`classify`], [`tasks`], [`versions`]: the `/v1` routes.
 //! - [`health`]: liveness, readiness, metrics.
 
 pub mod admin;
@@ -18,6 +18,7 @@ mod prediction;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
+pub mod versions;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -85,8 +86,13 @@ struct ApiDoc;
 ///
 /// `admin` holds the routes of `/admin`, full paths, with their state applied
 /// (`OpenApiRouter::with_state`); they get the access check of `access` and keep body limits of
-/// their own (`DefaultBodyLimit` on the route).
-pub fn router(state: AppState, access: AdminAccess, admin: OpenApiRouter) -> Router {
+/// their own (`DefaultBodyLimit` on the route). `more` are public routes with a state of their own.
+pub fn router(
+    state: AppState,
+    access: AdminAccess,
+    admin: OpenApiRouter,
+    more: OpenApiRouter,
+) -> Router {
     let health = health::routes(Health {
         readiness: state.readiness.clone(),
         metrics: Arc::clone(&state.metrics),
@@ -101,6 +107,7 @@ pub fn router(state: AppState, access: AdminAccess, admin: OpenApiRouter) -> Rou
 
     let (router, openapi) = OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(public)
+        .merge(more)
         .merge(admin)
         .merge(health)
         .split_for_parts();

@@ -49,7 +49,7 @@ pub(super) fn predict(
     top_k: Option<usize>,
     raw: bool,
 ) -> Prediction {
-    let (probabilities, one_of_several) = match task.problem_type.scores(logits) {
+    let (probabilities, one_of_several) = match task.scores(logits) {
         Scores::Value(value) => return Prediction::Value { value },
         Scores::SingleLabel(probabilities) => (probabilities, true),
         Scores::MultiLabel(probabilities) => (probabilities, false),
@@ -92,6 +92,7 @@ mod tests {
             problem_type,
             max_length: 128,
             truncation: crate::text::Truncation::LongestFirst,
+            temperature: 1.0,
             base_model: None,
         }
     }
@@ -118,6 +119,19 @@ mod tests {
             json(&raw),
             r#"{"label":"high","score":2.0,"scores":{"high":2.0,"middle":1.0,"low":-1.0}}"#
         );
+    }
+
+    #[test]
+    fn raw_scores_know_no_temperature() {
+        let mut task = task(ProblemType::SingleLabelClassification, &["no", "yes"]);
+        task.temperature = 4.0;
+        let value = |raw| {
+            let prediction = predict(&task, &[0.0, 4.0], None, raw);
+            serde_json::to_value(&prediction).expect("JSON")["score"].as_f64()
+        };
+        assert_eq!(value(true), Some(4.0));
+        let sure = value(false).expect("a number");
+        assert!((sure - 0.731_058_6).abs() < 1e-6, "{sure}");
     }
 
     #[test]

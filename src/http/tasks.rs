@@ -14,7 +14,7 @@ use super::AppState;
 use super::error::{ApiError, Problem, problem_set};
 use super::extract::{Json, Path, Query};
 use crate::adapter::{AdapterError, Mode, ProblemType, TaskConfig};
-use crate::distill::report::Report;
+use crate::distill::report::{Report, without_texts};
 use crate::serving::Entry;
 use crate::telemetry::chain;
 
@@ -97,7 +97,7 @@ pub struct TaskDetails {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum Format {
+pub(super) enum Format {
     #[default]
     Json,
     Markdown,
@@ -110,6 +110,13 @@ pub(super) struct TaskQuery {
     /// `markdown` gives the report as a table; so does `Accept: text/markdown`.
     #[param(inline)]
     format: Option<Format>,
+}
+
+impl TaskQuery {
+    /// What is asked for, by the query or by `Accept`.
+    pub(super) fn format(self, headers: &HeaderMap) -> Format {
+        self.format.unwrap_or_else(|| accepted(headers))
+    }
 }
 
 problem_set!(ListErrors: InvalidParameter, Internal);
@@ -180,15 +187,17 @@ pub(super) async fn task(
     let entry = state.task(&name)?;
     let longest = state.serving.max_length();
     let details = move || {
-        let report = entry.report().map_err(ApiError::internal)?;
+        let mut report = entry.report().map_err(ApiError::internal)?;
+        if let Some(report) = &mut report {
+            without_texts(report);
+        }
         let task = Task::of(&entry, longest).map_err(ApiError::internal)?;
         Ok::<_, ApiError>(TaskDetails { task, report })
     };
     let details = spawn_blocking(details)
         .await
         .map_err(ApiError::internal)??;
-    let format = query.format.unwrap_or_else(|| accepted(&headers));
-    if format == Format::Markdown {
+    if query.format(&headers) == Format::Markdown {
         let text = markdown(&details);
         return Ok((
             [(header::CONTENT_TYPE, "text/markdown; charset=utf-8")],

@@ -74,7 +74,8 @@ impl Api {
             .tasks
             .publish([fixture::resident(fixture::task("mood", 3))]);
         state.readiness.set_ready();
-        let router = router(state.clone(), AdminAccess::token("s3cret"), admin());
+        let more = OpenApiRouter::new();
+        let router = router(state.clone(), AdminAccess::token("s3cret"), admin(), more);
         Self { state, router }
     }
 

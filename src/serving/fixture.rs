@@ -38,6 +38,7 @@ pub(crate) fn task(name: &str, version: u64) -> LiveTask {
             problem_type: ProblemType::SingleLabelClassification,
             max_length: 20,
             truncation: Truncation::LongestFirst,
+            temperature: 1.0,
             base_model: None,
         },
         weights: weights(),

@@ -1,7 +1,7 @@
 //! Folders of bytes: brought in whole or not at all. Everything here blocks.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -11,6 +11,9 @@ use super::StoreError;
 
 /// Folders that are being filled start with this, and no task can.
 pub(super) const INCOMING: &str = ".incoming-";
+
+/// What a job's process has to say, in the job's folder.
+pub(super) const LOG: &str = "log.txt";
 
 /// How the source folder gets in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +94,7 @@ pub(super) fn remove_folder(path: &Path) -> Result<(), StoreError> {
 /// Removes everything in `folder` except `log.txt`.
 pub(super) fn keep_only_log(folder: &Path) -> Result<(), StoreError> {
     for path in children(folder)? {
-        if path.file_name().is_some_and(|name| name == "log.txt") {
+        if path.file_name().is_some_and(|name| name == LOG) {
             continue;
         }
         let removed = if path.is_dir() && !path.is_symlink() {
@@ -102,6 +105,28 @@ pub(super) fn keep_only_log(folder: &Path) -> Result<(), StoreError> {
         removed.map_err(StoreError::io("remove", &path))?;
     }
     Ok(())
+}
+
+/// The last `bytes` of a text file, from the beginning of a line on; empty if there is no file.
+pub(super) fn tail(path: &Path, bytes: u64) -> Result<String, StoreError> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
+        file => file.map_err(StoreError::io("open", path))?,
+    };
+    let mut read = || {
+        let length = file.metadata()?.len();
+        let start = length.saturating_sub(bytes);
+        file.seek(SeekFrom::Start(start))?;
+        let mut text = Vec::new();
+        // Not to the end: a process that still writes could keep it away.
+        (&mut file).take(bytes).read_to_end(&mut text)?;
+        let cut = match start {
+            0 => 0,
+            _ => text.iter().position(|&b| b == b'\n').map_or(0, |i| i + 1),
+        };
+        Ok(String::from_utf8_lossy(&text[cut..]).into_owned())
+    };
+    read().map_err(StoreError::io("read", path))
 }
 
 /// The paths directly below `folder`, sorted; none if the folder is not there.

@@ -22,6 +22,7 @@ async fn adds_versions_until_killed() {
         let new = NewJob {
             id: NewJob::id(),
             task: "topic".into(),
+            priority: 0,
             spec: serde_json::json!({}),
             idempotency_key: None,
             request_digest: String::new(),

@@ -16,6 +16,8 @@ pub struct Job {
     pub id: String,
     pub task: String,
     pub state: JobState,
+    /// Among queued jobs the greatest starts first.
+    pub priority: i32,
     /// What the pass is doing; absent before it starts.
     pub stage: Option<String>,
     pub step: u64,
@@ -89,6 +91,7 @@ pub struct NewJob {
     /// From [`NewJob::id`]; its folder is ready.
     pub id: String,
     pub task: String,
+    pub priority: i32,
     /// The `DistillSpec` whose data are paths.
     pub spec: serde_json::Value,
     /// The client's `Idempotency-Key`.
@@ -141,11 +144,12 @@ impl Store {
             }
         }
         let sql = "INSERT INTO jobs
-            (id, task, spec, state, created_at, idempotency_key, request_digest)
-            VALUES (?, ?, ?, 'queued', ?, ?, ?) RETURNING *";
+            (id, task, priority, spec, state, created_at, idempotency_key, request_digest)
+            VALUES (?, ?, ?, ?, 'queued', ?, ?, ?) RETURNING *";
         let job = sqlx::query_as(sql)
             .bind(&new.id)
             .bind(&new.task)
+            .bind(new.priority)
             .bind(new.spec.to_string())
             .bind(Timestamp::now().millis())
             .bind(&new.idempotency_key)
@@ -205,10 +209,12 @@ impl Store {
         Ok(rows.iter().map(count).collect::<Result<_, _>>()?)
     }
 
-    /// Takes the oldest queued job and marks it as running.
+    /// Takes the queued job of the greatest priority, among several the oldest, and marks it as
+    /// running.
     pub async fn start_next_job(&self) -> Result<Option<Job>, StoreError> {
         let sql = "UPDATE jobs SET state = 'running', started_at = ?
-            WHERE id = (SELECT id FROM jobs WHERE state = 'queued' ORDER BY id LIMIT 1)
+            WHERE id = (SELECT id FROM jobs WHERE state = 'queued'
+                ORDER BY priority DESC, id LIMIT 1)
             RETURNING *";
         Ok(sqlx::query_as(sql)
             .bind(Timestamp::now().millis())
@@ -259,6 +265,14 @@ impl Store {
     pub async fn clear_job_folder(&self, id: &str) -> Result<(), StoreError> {
         let folder = self.job_folder(id);
         tokio::task::spawn_blocking(move || artifacts::keep_only_log(&folder)).await?
+    }
+
+    /// The last `bytes` of what the job's process has logged, from the beginning of a line on;
+    /// empty for a job that has not begun.
+    pub async fn job_log(&self, id: &str, bytes: u64) -> Result<String, StoreError> {
+        self.job(id).await?;
+        let path = self.job_folder(id).join(artifacts::LOG);
+        tokio::task::spawn_blocking(move || artifacts::tail(&path, bytes)).await?
     }
 
     async fn end_job(
@@ -347,6 +361,7 @@ impl FromRow<'_, SqliteRow> for Job {
             id: row.try_get("id")?,
             task: row.try_get("task")?,
             state: state(row)?,
+            priority: row.try_get("priority")?,
             stage: row.try_get("stage")?,
             step: number("step")?.unwrap_or_default(),
             steps: number("steps")?.unwrap_or_default(),
@@ -371,6 +386,7 @@ mod tests {
         NewJob {
             id: NewJob::id(),
             task: "topic".into(),
+            priority: 0,
             spec: serde_json::json!({ "task": "topic" }),
             idempotency_key: key.map(str::to_owned),
             request_digest: digest.into(),
@@ -464,6 +480,7 @@ mod tests {
             "id",
             "task",
             "state",
+            "priority",
             "stage",
             "step",
             "steps",

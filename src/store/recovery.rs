@@ -167,6 +167,7 @@ mod tests {
         let new = NewJob {
             id: NewJob::id(),
             task: "topic".into(),
+            priority: 0,
             spec: serde_json::json!({}),
             idempotency_key: None,
             request_digest: String::new(),

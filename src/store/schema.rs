@@ -21,6 +21,11 @@ const STEPS: &[(i64, &str, &str)] = &[
         "withdrawals",
         include_str!("../../migrations/0003_withdrawals.sql"),
     ),
+    (
+        4,
+        "job priority",
+        include_str!("../../migrations/0004_job_priority.sql"),
+    ),
 ];
 
 pub(super) fn migrator() -> Migrator {

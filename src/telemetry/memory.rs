@@ -20,6 +20,18 @@ pub fn resident_bytes() -> Option<u64> {
     status_bytes("VmRSS:")
 }
 
+/// Memory that the process `id` has for itself, in bytes: its anonymous and shared memory, in RAM
+/// or swapped out. Pages of mapped files, which the kernel can drop, are not among it. `None` if
+/// the process is gone, or where the kernel does not say.
+pub fn own_bytes_of(id: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let parts = ["RssAnon:", "RssShmem:", "VmSwap:"];
+    parts
+        .into_iter()
+        .map(|part| parse_kibibytes(&status, part))
+        .sum()
+}
+
 fn status_bytes(field: &str) -> Option<u64> {
     parse_kibibytes(&fs::read_to_string("/proc/self/status").ok()?, field)
 }
@@ -50,6 +62,16 @@ mod tests {
         let touched = std::hint::black_box(vec![1u8; 32 << 20]);
         assert!(peak_resident_bytes().unwrap() >= touched.len() as u64);
         assert!(resident_bytes().unwrap() > 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_was_touched_is_the_own_memory_of_a_process() {
+        let id = std::process::id();
+        let touched = std::hint::black_box(vec![1u8; 48 << 20]);
+        assert!(own_bytes_of(id).unwrap() >= touched.len() as u64);
+        // Greater than any process id.
+        assert_eq!(own_bytes_of(u32::MAX), None);
     }
 
     #[cfg(target_os = "linux")]

@@ -216,6 +216,11 @@ impl Server {
         answer(request).await
     }
 
+    /// Of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).expect("a process id");
         let process = Pid::from_raw(id).expect("not 0");

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::{MAX_FILE_BYTES, MAX_LABELS, MAX_ROWS, Rejection, Split};
 use crate::adapter::ProblemType;
+use crate::distill::evaluation::Metric;
 
 /// A data set that no pass can learn from.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +17,7 @@ pub enum DataError {
     NotAFile { origin: Origin },
     #[error("{origin} has {bytes} bytes; at most {MAX_FILE_BYTES} are read")]
     TooLarge { origin: Origin, bytes: u64 },
-    #[error("{origin} must end in .jsonl, .ndjson, .json, .csv or .tsv")]
+    #[error("{origin} must end in .jsonl, .ndjson, .json, .csv, .tsv or .parquet")]
     UnknownFormat { origin: Origin },
     #[error("{origin} is one JSON array; write one object a line instead (JSON Lines)")]
     JsonArray { origin: Origin },
@@ -24,6 +25,17 @@ pub enum DataError {
     NotUtf8 { origin: Origin, line: usize },
     #[error("the header of {origin} cannot be used: {reason}")]
     Header { origin: Origin, reason: String },
+    #[error("{origin} cannot be read as Parquet: {reason}")]
+    Parquet { origin: Origin, reason: String },
+    #[error("the folder {path} does not hold the files of the preset: {source}")]
+    PresetFiles { path: PathBuf, source: io::Error },
+    #[error("a {problem_type} cannot be scored by {metric}")]
+    Metric {
+        problem_type: ProblemType,
+        metric: Metric,
+    },
+    #[error("the class weights cannot be used: {reason}")]
+    ClassWeights { reason: String },
     #[error("{origin} cannot be read as CSV")]
     Csv { origin: Origin, source: csv::Error },
     #[error("{origin} has no rows")]

@@ -1,23 +1,35 @@
 //! The rows that a pass learns from and is judged by: read, checked, split.
 //!
-//! A row is `{"text", "text_pair"?, "label"?, "teacher_logits"?}`. Files are JSON Lines
-//! (`.jsonl`, `.ndjson`, `.json`), CSV as in RFC 4180 (`.csv`) or TSV without quoting (`.tsv`);
-//! the first line of a table names its columns, an empty cell is an absent field, and lists are
-//! written as JSON. Files are read line by line.
+//! A row is `{"text", "text_pair"?, "label"?, "teacher_logits"?}`, the names of which a request or a
+//! [`Preset`] may change. Files are JSON Lines (`.jsonl`, `.ndjson`, `.json`), CSV as in RFC 4180
+//! (`.csv`), TSV without quoting (`.tsv`) or Parquet (`.parquet`); the first line of a table names
+//! its columns, an empty cell is an absent field, and lists are written as JSON. Files are read row
+//! by row.
 
 mod checks;
+mod columns;
 mod error;
 mod fields;
 mod meaning;
+mod parquet;
+mod preset;
 mod read;
 mod splits;
+mod weights;
+
+use std::borrow::Cow;
+
+use sha2::{Digest as _, Sha256};
 
 pub use checks::{ClassCount, DataChecks, Rejection, Split, SplitChecks, TargetRange};
 pub use error::{DataError, KnownBy, Origin};
+pub use preset::{Preset, PresetFiles};
 
+use self::columns::Columns;
 use self::meaning::Meaning;
 use self::read::{RawRow, RawSplit};
-use super::spec::DataSpec;
+use super::evaluation::{Metric, Scoring};
+use super::spec::{DataSpec, SplitSpec};
 use crate::adapter::ProblemType;
 use crate::text::Input;
 
@@ -67,6 +79,17 @@ pub fn labels(rows: &[Row]) -> Vec<Option<&Label>> {
     rows.iter().map(|row| row.label.as_ref()).collect()
 }
 
+/// SHA-256 of rows with their labels, in hexadecimal digits.
+pub fn digest(rows: &[Row]) -> String {
+    let mut digest = Sha256::new();
+    for row in rows {
+        // The debug form tells all parts apart, and is the same for equal rows.
+        digest.update(format!("{:?} {:?}\n", row.input, row.label));
+    }
+    let digest = digest.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What is known of a task before its data is read: that its teacher is a trained classifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownTask {
@@ -93,6 +116,10 @@ pub struct Dataset {
     /// Names of the classes in the order of the logits: the teacher's if it is trained, else those
     /// of the request, else sorted (by value if all are whole numbers). One name for a regression.
     pub label_names: Vec<String>,
+    /// What the task is scored by.
+    pub metric: Metric,
+    /// How much each label counts in the task loss, `[labels]`; `None` if all count alike.
+    pub class_weights: Option<Vec<f32>>,
     pub train: Vec<Row>,
     pub validation: Vec<Row>,
     pub test: Vec<Row>,
@@ -107,6 +134,8 @@ impl Dataset {
     /// are removed, likewise validation rows that stand in test. Rows with the same input are
     /// otherwise kept, and go into the same split when splits are cut.
     pub fn load(spec: &DataSpec, seed: u64, teacher: Teacher<'_>) -> Result<Self, DataError> {
+        let spec = &*with_preset(spec)?;
+        let columns = Columns::of(spec);
         let given = [
             Some(&spec.train),
             spec.validation.as_ref(),
@@ -115,32 +144,51 @@ impl Dataset {
         let mut raw = Vec::new();
         for (split, given) in Split::ALL.into_iter().zip(given) {
             if let Some(given) = given {
-                raw.push(read::read(split, given)?);
+                raw.push(read::read(split, given, &columns)?);
                 limit_rejections(&raw[raw.len() - 1])?;
             }
         }
         let meaning = meaning::resolve(&mut raw, spec, teacher)?;
-        let mut dataset = Self::empty(&meaning);
+        let mut dataset = Self::empty(&meaning, spec)?;
         for split in raw {
             dataset.add_split(split, &meaning, teacher)?;
         }
         dataset.check_training_labels(teacher)?;
         dataset.part_splits(seed)?;
         dataset.check_variety()?;
+        dataset.class_weights = weights::resolve(spec.class_weights.as_ref(), &dataset)?;
         dataset.number_rows();
         dataset.count();
         dataset.warn(teacher);
         Ok(dataset)
     }
 
-    fn empty(meaning: &Meaning) -> Self {
-        Self {
+    fn empty(meaning: &Meaning, spec: &DataSpec) -> Result<Self, DataError> {
+        let problem_type = meaning.task_kind;
+        let metric = spec.metric.unwrap_or(Metric::of(problem_type));
+        if !metric.suits(problem_type, meaning.names.len()) {
+            return Err(DataError::Metric {
+                problem_type,
+                metric,
+            });
+        }
+        Ok(Self {
             task_kind: meaning.task_kind,
             label_names: meaning.names.clone(),
+            metric,
+            class_weights: None,
             train: Vec::new(),
             validation: Vec::new(),
             test: Vec::new(),
             checks: DataChecks::default(),
+        })
+    }
+
+    /// What answers are scored as, and by.
+    pub fn scoring(&self) -> Scoring {
+        Scoring {
+            problem_type: self.task_kind,
+            metric: self.metric,
         }
     }
 
@@ -285,6 +333,30 @@ impl Dataset {
     }
 }
 
+/// The request with what its preset stands for filled in.
+fn with_preset(spec: &DataSpec) -> Result<Cow<'_, DataSpec>, DataError> {
+    let Some(preset) = spec.preset else {
+        return Ok(Cow::Borrowed(spec));
+    };
+    let mut spec = spec.clone();
+    if let SplitSpec::Path(path) = &spec.train
+        && path.is_dir()
+    {
+        let files = preset
+            .files(path)
+            .map_err(|source| DataError::PresetFiles {
+                path: path.clone(),
+                source,
+            })?;
+        spec.train = SplitSpec::Path(files.train);
+        spec.test.get_or_insert(SplitSpec::Path(files.test));
+    }
+    spec.problem_type.get_or_insert(preset.problem_type());
+    spec.metric.get_or_insert(preset.metric());
+    spec.labels = spec.labels.or_else(|| preset.labels());
+    Ok(Cow::Owned(spec))
+}
+
 fn finish_row(raw: RawRow, meaning: &Meaning, teacher: Teacher<'_>) -> Result<Row, String> {
     let label = raw.label.map(|label| meaning.label(label)).transpose()?;
     if let Some(logits) = &raw.teacher_logits {
@@ -321,3 +393,5 @@ fn limit_rejections_of(raw: &RawSplit, used: usize) -> Result<(), DataError> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_files;

@@ -7,16 +7,16 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::columns::{Columns, FIELDS, LABEL, LOGITS, TEXT, TEXT_PAIR};
 use super::error::{DataError, Origin};
 use super::fields::{
-    RawLabel, kind, label_name, label_of, logits_of, not_blank, shortened, text_of,
+    Number, RawLabel, kind, label_name, label_of, logits_of, not_blank, shortened, text_of,
 };
+use super::parquet::ParquetRows;
 use super::{MAX_FILE_BYTES, MAX_REJECTIONS, MAX_ROW_BYTES, MAX_ROWS, Rejection, Split};
 use crate::distill::spec::SplitSpec;
 use crate::text::Input;
 
-/// The fields of a row, and the names of the columns of a table.
-const FIELDS: [&str; 4] = ["text", "text_pair", "label", "teacher_logits"];
 /// Unread fields that are named; a wide table would fill the report.
 const MAX_IGNORED: usize = 20;
 
@@ -57,7 +57,11 @@ impl Rejected {
 }
 
 /// Reads one split. Rows that cannot be used are rejected, each with its reason.
-pub(super) fn read(split: Split, spec: &SplitSpec) -> Result<RawSplit, DataError> {
+pub(super) fn read(
+    split: Split,
+    spec: &SplitSpec,
+    columns: &Columns,
+) -> Result<RawSplit, DataError> {
     let path = match spec {
         SplitSpec::Rows(_) => None,
         SplitSpec::Path(path) => Some(path.clone()),
@@ -71,11 +75,11 @@ pub(super) fn read(split: Split, spec: &SplitSpec) -> Result<RawSplit, DataError
     match spec {
         SplitSpec::Rows(rows) => {
             for (i, row) in rows.iter().enumerate() {
-                let parsed = raw.parse_object(row);
+                let parsed = raw.parse_object(row, columns);
                 raw.push(i + 1, parsed)?;
             }
         }
-        SplitSpec::Path(path) => raw.read_file(path)?,
+        SplitSpec::Path(path) => raw.read_file(path, columns)?,
     }
     if raw.rows.is_empty() && raw.rejected.count == 0 {
         return Err(DataError::Empty { origin: raw.origin });
@@ -85,6 +89,9 @@ pub(super) fn read(split: Split, spec: &SplitSpec) -> Result<RawSplit, DataError
 
 /// A row but for its line.
 type Parsed = Result<(Input, Option<RawLabel>, Option<Vec<f32>>), String>;
+
+/// The column of each field.
+type Places = [Option<usize>; FIELDS.len()];
 
 impl RawSplit {
     fn push(&mut self, line: usize, parsed: Parsed) -> Result<(), DataError> {
@@ -105,20 +112,11 @@ impl RawSplit {
         Ok(())
     }
 
-    fn read_file(&mut self, path: &Path) -> Result<(), DataError> {
-        let extension = path
-            .extension()
-            .and_then(|extension| extension.to_str())
-            .map(str::to_ascii_lowercase);
-        let delimiter = match extension.as_deref() {
-            Some("jsonl" | "ndjson" | "json") => None,
-            Some("csv") => Some(b','),
-            Some("tsv") => Some(b'\t'),
-            _ => {
-                return Err(DataError::UnknownFormat {
-                    origin: self.origin.clone(),
-                });
-            }
+    fn read_file(&mut self, path: &Path, columns: &Columns) -> Result<(), DataError> {
+        let Some(format) = Format::of(path) else {
+            return Err(DataError::UnknownFormat {
+                origin: self.origin.clone(),
+            });
         };
         // A pipe or a device would block at opening or never end.
         let metadata = std::fs::metadata(path).map_err(|e| self.io(e))?;
@@ -134,11 +132,30 @@ impl RawSplit {
             });
         }
         let file = File::open(path).map_err(|e| self.io(e))?;
-        let file = BufReader::with_capacity(1 << 16, file.take(MAX_FILE_BYTES));
-        match delimiter {
-            None => self.read_json_lines(file),
-            Some(delimiter) => self.read_table(file, delimiter),
+        let buffered = |file: File| BufReader::with_capacity(1 << 16, file.take(MAX_FILE_BYTES));
+        match format {
+            Format::JsonLines => self.read_json_lines(buffered(file), columns),
+            Format::Table(delimiter) => self.read_table(buffered(file), delimiter, columns),
+            Format::Parquet => self.read_parquet(file, columns),
         }
+    }
+
+    fn read_parquet(&mut self, file: File, columns: &Columns) -> Result<(), DataError> {
+        let origin = self.origin.clone();
+        let failed = |reason: String| DataError::Parquet {
+            origin: origin.clone(),
+            reason,
+        };
+        let rows = ParquetRows::open(file, columns, MAX_FILE_BYTES).map_err(failed)?;
+        for name in &rows.ignored {
+            self.ignore(name);
+        }
+        self.places(&rows.header(), columns)?;
+        for (i, row) in rows.rows().map_err(failed)?.enumerate() {
+            let parsed = self.parse_object(&row.map_err(failed)?, columns);
+            self.push(i + 1, parsed)?;
+        }
+        Ok(())
     }
 
     fn io(&self, source: io::Error) -> DataError {
@@ -155,7 +172,11 @@ impl RawSplit {
         }
     }
 
-    fn read_json_lines(&mut self, mut file: impl BufRead) -> Result<(), DataError> {
+    fn read_json_lines(
+        &mut self,
+        mut file: impl BufRead,
+        columns: &Columns,
+    ) -> Result<(), DataError> {
         let mut bytes = Vec::new();
         let mut line = 0;
         loop {
@@ -178,7 +199,7 @@ impl RawSplit {
                 continue;
             }
             let parsed = match serde_json::from_str::<Value>(text) {
-                Ok(row) => self.parse_object(&row),
+                Ok(row) => self.parse_object(&row, columns),
                 Err(_) if line == 1 && text.starts_with('[') => {
                     return Err(DataError::JsonArray {
                         origin: self.origin.clone(),
@@ -191,24 +212,44 @@ impl RawSplit {
     }
 
     /// CSV as in RFC 4180, or TSV, in which quotes are ordinary characters.
-    fn read_table(&mut self, file: impl BufRead, delimiter: u8) -> Result<(), DataError> {
+    fn read_table(
+        &mut self,
+        file: impl BufRead,
+        delimiter: u8,
+        columns: &Columns,
+    ) -> Result<(), DataError> {
         let mut table = csv::ReaderBuilder::new()
             .delimiter(delimiter)
             .quoting(delimiter == b',')
+            .has_headers(false)
             .flexible(true)
             .from_reader(file);
-        let header = match table.headers() {
-            Ok(header) => header.clone(),
-            Err(error) => return Err(self.csv(error)),
-        };
-        let columns = self.columns(&header)?;
         let mut record = csv::StringRecord::new();
-        while table
-            .read_record(&mut record)
-            .map_err(|error| self.csv(error))?
-        {
+        let mut more = table.read_record(&mut record).map_err(|e| self.csv(e))?;
+        if !more {
+            return Err(DataError::Empty {
+                origin: self.origin.clone(),
+            });
+        }
+        let first = record.clone();
+        let mut header: Vec<&str> = first.iter().map(str::trim).collect();
+        let has_names = |name: &String| header.contains(&name.as_str());
+        if columns.headerless.is_empty() || columns.names(TEXT).iter().any(has_names) {
+            more = table.read_record(&mut record).map_err(|e| self.csv(e))?;
+        } else {
+            header = columns.headerless.to_vec();
+        }
+        for name in &header {
+            if columns.field_of(name).is_none() {
+                self.ignore(name);
+            }
+        }
+        let places = self.places(&header, columns)?;
+        while more {
             let line = record.position().map_or(0, |p| p.line() as usize);
-            self.push(line, parse_record(&record, header.len(), columns))?;
+            let parsed = parse_record(&record, header.len(), places, columns);
+            self.push(line, parsed)?;
+            more = table.read_record(&mut record).map_err(|e| self.csv(e))?;
         }
         Ok(())
     }
@@ -225,41 +266,26 @@ impl RawSplit {
         }
     }
 
-    /// The place of each of [`FIELDS`] in the table.
-    fn columns(
-        &mut self,
-        header: &csv::StringRecord,
-    ) -> Result<[Option<usize>; FIELDS.len()], DataError> {
-        let mut columns = [None; FIELDS.len()];
+    /// The place of each field among named columns.
+    fn places(&self, header: &[&str], columns: &Columns) -> Result<Places, DataError> {
+        let unusable = |reason: String| DataError::Header {
+            origin: self.origin.clone(),
+            reason,
+        };
         for (i, name) in header.iter().enumerate() {
-            let name = name.trim();
-            match FIELDS.iter().position(|field| *field == name) {
-                Some(field) if columns[field].is_some() => {
-                    return Err(DataError::Header {
-                        origin: self.origin.clone(),
-                        reason: format!("it names \"{name}\" twice"),
-                    });
-                }
-                Some(field) => columns[field] = Some(i),
-                None => self.ignore(name),
+            if columns.field_of(name).is_some() && header[..i].contains(name) {
+                return Err(unusable(format!("it names \"{name}\" twice")));
             }
         }
-        if header.is_empty() {
-            return Err(DataError::Empty {
-                origin: self.origin.clone(),
-            });
-        }
-        if columns[0].is_none() {
-            let found: Vec<&str> = header.iter().take(MAX_IGNORED).collect();
-            return Err(DataError::Header {
-                origin: self.origin.clone(),
-                reason: format!(
-                    "the first line must name the columns, among them \"text\"; it reads \"{}\"",
-                    shortened(&found.join(", "))
-                ),
-            });
-        }
-        Ok(columns)
+        let train = self.origin.split == Split::Train;
+        columns.places(header, train).map_err(|missing| {
+            let found: Vec<&str> = header.iter().copied().take(MAX_IGNORED).collect();
+            unusable(format!(
+                "the first line must name the columns, among them \"{}\"; it reads \"{}\"",
+                missing.join("\" or \""),
+                shortened(&found.join(", "))
+            ))
+        })
     }
 
     fn ignore(&mut self, field: &str) {
@@ -268,39 +294,89 @@ impl RawSplit {
         }
     }
 
-    fn parse_object(&mut self, row: &Value) -> Parsed {
+    fn parse_object(&mut self, row: &Value, columns: &Columns) -> Parsed {
         let Value::Object(fields) = row else {
             return Err(format!("{} instead of an object", kind(row)));
         };
         for field in fields.keys() {
-            if !FIELDS.contains(&field.as_str()) {
+            if columns.field_of(field).is_none() {
                 self.ignore(field);
             }
         }
-        let Some(text) = fields.get("text") else {
+        // The field, and the name that it has here.
+        let get = |field: usize| {
+            let names = columns.names(field).iter();
+            names
+                .filter_map(|name| Some((name.as_str(), fields.get(name)?)))
+                .next()
+        };
+        let Some((name, text)) = get(TEXT) else {
             let found: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
             return Err(format!(
-                "no \"text\" (its fields: {})",
+                "no \"{}\" (its fields: {})",
+                columns.names(TEXT).join("\" or \""),
                 shortened(&found.join(", "))
             ));
         };
         let input = Input {
-            text: text_of("text", text)?,
-            text_pair: match fields.get("text_pair") {
-                None | Some(Value::Null) => None,
-                Some(value) => Some(text_of("text_pair", value)?),
+            text: text_of(name, text)?,
+            text_pair: match get(TEXT_PAIR) {
+                None | Some((_, Value::Null)) => None,
+                Some((name, value)) => Some(text_of(name, value)?),
             },
         };
-        let label = match fields.get("label") {
+        // Other formats are bounded by the length of a line.
+        if text_bytes(&input) > MAX_ROW_BYTES {
+            return Err(format!("longer than {MAX_ROW_BYTES} bytes"));
+        }
+        let label = match get(LABEL) {
             None => None,
-            Some(value) => label_of(value)?,
+            Some((_, value)) => labelled(label_of(value)?, columns),
         };
-        let teacher_logits = match fields.get("teacher_logits") {
+        let teacher_logits = match get(LOGITS) {
             None => None,
-            Some(value) => logits_of(value)?,
+            Some((_, value)) => logits_of(value)?,
         };
         Ok((input, label, teacher_logits))
     }
+}
+
+/// How a file is read, by the ending of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    JsonLines,
+    /// With the byte between cells.
+    Table(u8),
+    Parquet,
+}
+
+impl Format {
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        Some(match extension.as_str() {
+            "jsonl" | "ndjson" | "json" => Self::JsonLines,
+            "csv" => Self::Table(b','),
+            "tsv" => Self::Table(b'\t'),
+            "parquet" => Self::Parquet,
+            _ => return None,
+        })
+    }
+}
+
+fn text_bytes(input: &Input) -> usize {
+    input.text.len() + input.text_pair.as_ref().map_or(0, String::len)
+}
+
+/// The label, unless it is the number that stands for none.
+fn labelled(label: Option<RawLabel>, columns: &Columns) -> Option<RawLabel> {
+    let none = columns.no_label;
+    label.filter(|label| match label {
+        RawLabel::Number(Number { value, whole: true }) => {
+            none.is_none_or(|none| *value != none as f64)
+        }
+        RawLabel::Cell(cell) => none.is_none_or(|none| *cell != none.to_string()),
+        _ => true,
+    })
 }
 
 enum Line {
@@ -347,7 +423,8 @@ fn read_line(file: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<Line> {
 fn parse_record(
     record: &csv::StringRecord,
     width: usize,
-    columns: [Option<usize>; FIELDS.len()],
+    places: Places,
+    columns: &Columns,
 ) -> Parsed {
     if record.as_slice().len() > MAX_ROW_BYTES {
         return Err(format!(
@@ -361,7 +438,7 @@ fn parse_record(
         ));
     }
     let [text, text_pair, label, logits] =
-        columns.map(|column| column.and_then(|i| record.get(i)).unwrap_or_default());
+        places.map(|place| place.and_then(|i| record.get(i)).unwrap_or_default());
     let input = Input {
         text: not_blank("text", text)?,
         text_pair: match text_pair.trim() {
@@ -375,7 +452,7 @@ fn parse_record(
             Ok(list) => label_of(&list)?,
             Err(_) => Some(RawLabel::Cell(label_name(cell)?)),
         },
-        cell => Some(RawLabel::Cell(label_name(cell)?)),
+        cell => labelled(Some(RawLabel::Cell(label_name(cell)?)), columns),
     };
     let teacher_logits = match logits.trim() {
         "" => None,

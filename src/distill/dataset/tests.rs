@@ -9,13 +9,7 @@ use super::*;
 use crate::distill::spec::SplitSpec;
 
 fn spec(train: SplitSpec) -> DataSpec {
-    DataSpec {
-        train,
-        validation: None,
-        test: None,
-        problem_type: None,
-        labels: None,
-    }
+    DataSpec::of(train)
 }
 
 fn rows(rows: Value) -> SplitSpec {

@@ -83,19 +83,20 @@ impl Answers {
         }
     }
 
-    pub(super) fn evaluation(&self, names: &[String], seed: u64) -> Evaluation {
+    pub(super) fn evaluation(&self, metric: Metric, names: &[String], seed: u64) -> Evaluation {
         let ones = Ranked::unit_weights(self.rows());
-        let (low, high) = bootstrap::interval(self.rows(), seed, |drawn| self.score(drawn));
+        let (low, high) = bootstrap::interval(self.rows(), seed, |drawn| self.score(metric, drawn));
         let mut evaluation = Evaluation {
             rows: self.rows(),
             score: Score {
-                metric: self.metric(),
-                value: self.score(&ones),
+                metric,
+                value: self.score(metric, &ones),
                 low,
                 high,
             },
             accuracy: None,
             macro_f1: None,
+            f1: None,
             micro_f1: None,
             mcc: None,
             pearson: None,
@@ -112,6 +113,7 @@ impl Answers {
                 let right = pairs.iter().filter(|(truth, answer)| truth == answer);
                 evaluation.accuracy = Some(ratio(right.count(), pairs.len()));
                 evaluation.macro_f1 = Some(counts.macro_f1());
+                evaluation.f1 = (*classes == 2).then(|| counts.f1(1));
                 evaluation.mcc = Some(counts.mcc());
                 evaluation.classes = counts.scores(names);
                 evaluation.confusion =
@@ -136,31 +138,22 @@ impl Answers {
         evaluation
     }
 
-    fn metric(&self) -> Metric {
-        match self {
-            Self::Classes { .. } => Metric::Accuracy,
-            Self::Sets { .. } => Metric::MacroF1,
-            Self::Values { .. } => Metric::PearsonSpearman,
-        }
-    }
-
-    /// The main score where row i occurs `drawn[i]` times.
-    fn score(&self, drawn: &[u32]) -> f64 {
-        match self {
-            Self::Classes { pairs, .. } => {
-                let right: u32 = pairs
-                    .iter()
-                    .zip(drawn)
-                    .filter(|((truth, answer), _)| truth == answer)
-                    .map(|(_, times)| times)
-                    .sum();
-                ratio(right as usize, pairs.len())
-            }
-            Self::Sets { .. } => self.counts(drawn).macro_f1(),
-            Self::Values { truth, answer } => {
+    /// The main score where row i occurs `drawn[i]` times. A metric that does not suit the kind of
+    /// task counts as 0.
+    fn score(&self, metric: Metric, drawn: &[u32]) -> f64 {
+        match (metric, self) {
+            (Metric::Accuracy, Self::Classes { pairs, .. }) => share_right(pairs, drawn),
+            (Metric::Accuracy, Self::Sets { pairs, .. }) => share_right(pairs, drawn),
+            (Metric::PearsonSpearman, Self::Values { truth, answer }) => {
                 let pearson = pearson(&truth.values, &answer.values, drawn);
                 (pearson + spearman(truth, answer, drawn)) / 2.0
             }
+            (Metric::MacroF1, Self::Classes { .. } | Self::Sets { .. }) => {
+                self.counts(drawn).macro_f1()
+            }
+            (Metric::F1, Self::Classes { classes: 2, .. }) => self.counts(drawn).f1(1),
+            (Metric::Mcc, Self::Classes { .. }) => self.counts(drawn).mcc(),
+            _ => 0.0,
         }
     }
 
@@ -191,6 +184,17 @@ impl Answers {
             Self::Values { .. } => Counts::new(0),
         }
     }
+}
+
+/// Share of the drawn rows whose answer is the truth.
+fn share_right<T: PartialEq>(pairs: &[(T, T)], drawn: &[u32]) -> f64 {
+    let right: u32 = pairs
+        .iter()
+        .zip(drawn)
+        .filter(|((truth, answer), _)| truth == answer)
+        .map(|(_, times)| times)
+        .sum();
+    ratio(right as usize, pairs.len())
 }
 
 /// `[truth][answer]`.

@@ -33,7 +33,7 @@ impl Counts {
             .collect()
     }
 
-    fn f1(&self, label: usize) -> f64 {
+    pub(super) fn f1(&self, label: usize) -> f64 {
         ratio(
             2 * self.hits[label],
             self.support[label] + self.predicted[label],

@@ -78,14 +78,14 @@ pub fn teacher_answers(problem_type: ProblemType, logits: &[Vec<f32>]) -> Vec<La
 }
 
 /// KL(teacher ‖ student) in nats.
-fn kl_of_softmax(student: &[f32], teacher: &[f32]) -> f64 {
+pub(super) fn kl_of_softmax(student: &[f32], teacher: &[f32]) -> f64 {
     let (student, teacher) = (log_softmax(student, 1.0), log_softmax(teacher, 1.0));
     let terms = teacher.iter().zip(&student).map(|(t, s)| t.exp() * (t - s));
     terms.sum()
 }
 
 /// Σ over the labels of KL between their two outcomes, in nats.
-fn kl_of_sigmoids(student: &[f32], teacher: &[f32]) -> f64 {
+pub(super) fn kl_of_sigmoids(student: &[f32], teacher: &[f32]) -> f64 {
     let term = |s: f64, t: f64| log_sigmoid(t).exp() * (log_sigmoid(t) - log_sigmoid(s));
     let pairs = student.iter().zip(teacher);
     pairs

@@ -5,12 +5,16 @@ mod bootstrap;
 mod calibration;
 mod correlation;
 mod counts;
+mod difference;
 mod latency;
 mod likeness;
 
 pub use calibration::{Calibration, calibrate};
+pub use difference::{Difference, MAX_DIFFERENCES, MAX_SHOWN_CHARS, Opinion, greatest_differences};
 pub use latency::{Call, LatencyAt, Quantiles, measure_interleaved};
 pub use likeness::{Likeness, likeness, teacher_answers};
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -23,12 +27,67 @@ use crate::adapter::ProblemType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Single-label classification.
+    /// Share of rows whose class, or whole set of labels, is right.
     Accuracy,
-    /// Multi-label classification.
+    /// F1 of the second of two classes, as MRPC and QQP are scored.
+    F1,
+    /// Matthews correlation coefficient of classes, as CoLA is scored.
+    Mcc,
+    /// Mean F1 of the labels that occur in truth or answers.
     MacroF1,
-    /// Regression: the mean of Pearson's and Spearman's correlation, as STS-B is scored.
+    /// The mean of Pearson's and Spearman's correlation, as STS-B is scored.
     PearsonSpearman,
+}
+
+impl Metric {
+    /// What a kind of task is scored by where nothing else is said.
+    pub fn of(problem_type: ProblemType) -> Self {
+        match problem_type {
+            ProblemType::SingleLabelClassification => Self::Accuracy,
+            ProblemType::MultiLabelClassification => Self::MacroF1,
+            ProblemType::Regression => Self::PearsonSpearman,
+        }
+    }
+
+    /// Whether a task of this kind with so many labels can be scored by it.
+    pub fn suits(self, problem_type: ProblemType, labels: usize) -> bool {
+        use ProblemType::{Regression, SingleLabelClassification};
+        match self {
+            Self::Accuracy | Self::MacroF1 => problem_type != Regression,
+            Self::F1 => problem_type == SingleLabelClassification && labels == 2,
+            Self::Mcc => problem_type == SingleLabelClassification,
+            Self::PearsonSpearman => problem_type == Regression,
+        }
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accuracy => "accuracy",
+            Self::F1 => "F1",
+            Self::Mcc => "MCC",
+            Self::MacroF1 => "macro-F1",
+            Self::PearsonSpearman => "mean of Pearson and Spearman",
+        })
+    }
+}
+
+/// What answers are scored as, and by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scoring {
+    pub problem_type: ProblemType,
+    /// One that suits the kind of task.
+    pub metric: Metric,
+}
+
+impl From<ProblemType> for Scoring {
+    fn from(problem_type: ProblemType) -> Self {
+        Self {
+            problem_type,
+            metric: Metric::of(problem_type),
+        }
+    }
 }
 
 /// The main score with its 95 % bootstrap interval.
@@ -52,6 +111,9 @@ pub struct Evaluation {
     /// Mean F1 of the classes that occur in labels or predictions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub macro_f1: Option<f64>,
+    /// F1 of the second of two classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f1: Option<f64>,
     /// F1 of all decisions of a multi-label task together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_f1: Option<f64>,
@@ -129,16 +191,20 @@ pub enum EvaluationError {
 /// A ratio whose denominator is 0 counts as 0, as does a correlation with a constant. The interval
 /// is the 95 % percentile interval of 1,000 resamples of the rows, drawn with `seed`.
 pub fn evaluate(
-    problem_type: ProblemType,
+    scoring: impl Into<Scoring>,
     label_names: &[String],
     logits: &[Vec<f32>],
     labels: &[Option<&Label>],
     seed: u64,
 ) -> Result<Evaluation, EvaluationError> {
+    let Scoring {
+        problem_type,
+        metric,
+    } = scoring.into();
     check_logits(logits, labels.len(), label_names.len())?;
     let rows = labelled(logits, labels);
     let answers = Answers::new(problem_type, label_names.len(), &rows)?;
-    let mut evaluation = answers.evaluation(label_names, seed);
+    let mut evaluation = answers.evaluation(metric, label_names, seed);
     evaluation.ece = calibration::expected_error(problem_type, &rows, 1.0);
     Ok(evaluation)
 }
@@ -146,19 +212,20 @@ pub fn evaluate(
 /// Scores the most common answer of the training rows, given to every test row: the class, each
 /// label that more than half of the rows have, or the mean target.
 pub fn majority(
-    problem_type: ProblemType,
+    scoring: impl Into<Scoring>,
     label_names: &[String],
     train: &[Option<&Label>],
     test: &[Option<&Label>],
     seed: u64,
 ) -> Result<Evaluation, EvaluationError> {
+    let scoring = scoring.into();
     let train: Vec<&Label> = train.iter().copied().flatten().collect();
     if train.is_empty() {
         return Err(EvaluationError::NoLabels);
     }
-    let logits = answers::constant_logits(problem_type, label_names.len(), &train);
+    let logits = answers::constant_logits(scoring.problem_type, label_names.len(), &train);
     let logits = vec![logits; test.len()];
-    let mut evaluation = evaluate(problem_type, label_names, &logits, test, seed)?;
+    let mut evaluation = evaluate(scoring, label_names, &logits, test, seed)?;
     // A constant has no confidence to be right or wrong about.
     evaluation.ece = None;
     Ok(evaluation)

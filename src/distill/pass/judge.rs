@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use super::super::dataset::{self, Label, Row};
 use super::super::evaluation::{
-    EvaluationError, calibrate, evaluate, likeness, majority, measure_interleaved, teacher_answers,
+    EvaluationError, calibrate, evaluate, greatest_differences, likeness, majority,
+    measure_interleaved, teacher_answers,
 };
 use super::super::gate::Gate;
 use super::super::models::Base;
@@ -29,15 +30,22 @@ struct TestLabels {
 }
 
 impl Pass<'_> {
-    fn test_labels(&self, taught: Option<&Taught>) -> TestLabels {
-        let labelled = self.data.test.iter().any(|row| row.label.is_some());
+    /// The teacher's logits of the test rows: those of the model that taught, or those that came
+    /// with the rows, if all of them have some.
+    fn teacher_on_test(&self, taught: Option<&Taught>) -> Option<Vec<Vec<f32>>> {
+        let test = &self.data.test;
         match taught {
-            Some(taught) if !labelled => TestLabels {
+            Some(taught) => Some(by_id(test, &taught.logits)),
+            None => test.iter().map(|row| row.teacher_logits.clone()).collect(),
+        }
+    }
+
+    fn test_labels(&self, teacher: Option<&[Vec<f32>]>) -> TestLabels {
+        let labelled = self.data.test.iter().any(|row| row.label.is_some());
+        match teacher {
+            Some(logits) if !labelled => TestLabels {
                 reference: Reference::Teacher,
-                answers: teacher_answers(
-                    self.data.task_kind,
-                    &by_id(&self.data.test, &taught.logits),
-                ),
+                answers: teacher_answers(self.data.task_kind, logits),
             },
             _ => TestLabels {
                 reference: Reference::Labels,
@@ -55,7 +63,9 @@ impl Pass<'_> {
     ) -> Result<Report, PassError> {
         let Pass { spec, data, .. } = self;
         let (kind, names, seed) = (data.task_kind, &data.label_names, spec.training.seed);
-        let test_labels = self.test_labels(taught);
+        let scoring = data.scoring();
+        let teacher_test = self.teacher_on_test(taught);
+        let test_labels = self.test_labels(teacher_test.as_deref());
         let labels: Vec<Option<&Label>> = match test_labels.reference {
             Reference::Labels => dataset::labels(&data.test),
             Reference::Teacher => test_labels.answers.iter().map(Some).collect(),
@@ -65,14 +75,14 @@ impl Pass<'_> {
             dataset::labels(&data.validation),
         );
         let test = by_id(&data.test, answers);
-        let mut student = evaluate(kind, names, &test, &labels, seed)?;
+        let mut student = evaluate(scoring, names, &test, &labels, seed)?;
         student.calibration = calibrate(kind, (&validation.0, &validation.1), (&test, &labels))?;
-        let teacher_test = taught.map(|taught| by_id(&data.test, &taught.logits));
         let teacher = match &teacher_test {
-            Some(logits) => Some(evaluate(kind, names, logits, &labels, seed)?),
+            Some(logits) => Some(evaluate(scoring, names, logits, &labels, seed)?),
             None => None,
         };
-        let majority = match majority(kind, names, &dataset::labels(&data.train), &labels, seed) {
+        let majority = match majority(scoring, names, &dataset::labels(&data.train), &labels, seed)
+        {
             Ok(majority) => Some(majority),
             Err(EvaluationError::NoLabels) => None,
             Err(error) => return Err(error.into()),
@@ -90,6 +100,7 @@ impl Pass<'_> {
             spec: spec.without_rows(),
             data: DataSummary {
                 labels: names.clone(),
+                test_digest: Some(dataset::digest(&data.test)),
                 checks: data.checks.clone(),
             },
             reference: test_labels.reference,
@@ -102,12 +113,16 @@ impl Pass<'_> {
             majority,
             likeness: alike,
             student_model,
-            teacher_model: taught.map(|taught| taught.size.clone()),
+            teacher_model: taught.and_then(|taught| Some(taught.model.as_ref()?.size.clone())),
             latency: None,
             peak_memory: PeakMemory::default(),
             training: Some(training),
             teacher_training: taught.and_then(|taught| taught.training.clone()),
             gate: Some(gate),
+            differences: match &teacher_test {
+                Some(logits) => greatest_differences(kind, names, &data.test, &test, logits),
+                None => Vec::new(),
+            },
         })
     }
 
@@ -119,8 +134,8 @@ impl Pass<'_> {
         sequences: &[Sequence],
         taught: Option<&Taught>,
     ) -> Result<Option<Latency>, PassError> {
-        let taught = match taught {
-            Some(taught) => Some((taught, taught.encoder()?)),
+        let taught = match taught.and_then(|taught| taught.model.as_ref()) {
+            Some(model) => Some((model, model.encoder()?)),
             None => None,
         };
         let ids: Vec<usize> = self.data.test.iter().map(|row| row.id).collect();

@@ -12,17 +12,18 @@ use candle_core::Tensor;
 
 use super::dataset::{self, DataError, Dataset, Row, Split};
 use super::evaluation::EvaluationError;
-use super::models::{ADAPTER_WEIGHTS, Base, Places, Teacher, file_bytes};
+use super::models::{ADAPTER_WEIGHTS, Base, Places, file_bytes};
 use super::progress::{Event, Stage, Step};
 use super::report::{PeakMemory, Report, ReportError, TrainingSummary};
 use super::spec::{DistillSpec, SpecError, TrainingSpec};
+use super::teacher_http::HttpTeacherError;
 use super::training::{Example, Learning, TrainError, Trainee, predict, train};
 use crate::adapter::{AdapterError, AdapterFolder, TaskConfig, write_folder};
 use crate::encoder::{Encoder, EncoderError, TaskWeights};
 use crate::hub::HubError;
 use crate::telemetry::memory;
 use crate::text::{Sequence, TokenizerError};
-use teach::Taught;
+use teach::{AnyTeacher, Taught};
 
 /// Why a pass ended without a version.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,8 @@ pub enum PassError {
     Evaluation(#[from] EvaluationError),
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error(transparent)]
+    HttpTeacher(#[from] HttpTeacherError),
     #[error("cannot use the cache of the teacher's answers")]
     Cache(#[from] std::io::Error),
     #[error("the output folder {0} exists already")]
@@ -79,10 +82,10 @@ pub fn run(
         None => Base::load(&places.student, places)?,
     };
     let teacher = match &spec.teacher {
-        Some(teacher) => Some(Teacher::load(teacher, places)?),
+        Some(teacher) => Some(AnyTeacher::load(teacher, &spec.data, places)?),
         None => None,
     };
-    let known = teacher.as_ref().and_then(Teacher::known_task);
+    let known = teacher.as_ref().and_then(AnyTeacher::known_task);
     let behind = match (&teacher, &known) {
         (None, _) => dataset::Teacher::None,
         (Some(_), None) => dataset::Teacher::Untrained,
@@ -96,7 +99,8 @@ pub fn run(
         listener,
     };
     let taught = match teacher {
-        Some(teacher) => Some(pass.teach(teacher, teacher_out)?),
+        Some(AnyTeacher::Local(teacher)) => Some(pass.teach(*teacher, teacher_out)?),
+        Some(AnyTeacher::Http(teacher)) => Some(pass.ask(&teacher)?),
         None => None,
     };
     pass.distil(student, taught, out)
@@ -153,6 +157,7 @@ impl Pass<'_> {
             problem_type: self.data.task_kind,
             max_length: base.max_length(training.max_length),
             truncation: training.truncation,
+            temperature: 1.0,
             base_model: Some(base.name.clone()),
         }
     }
@@ -184,7 +189,9 @@ impl Pass<'_> {
             spec: training,
             dropout,
             problem_type: self.data.task_kind,
+            metric: self.data.metric,
             label_names: &self.data.label_names,
+            class_weights: self.data.class_weights.as_deref(),
             threads: self.places.threads,
         };
         let train_rows = examples(&self.data.train);
@@ -285,12 +292,15 @@ impl Pass<'_> {
         let answers = self.answers(&student.encoder, &weights, &all)?;
         let inference_bytes = memory::peak_resident_bytes();
         let task = self.task_config(&student, &spec.training);
-        let Some(adapter) = trainee.adapter(&best, task)? else {
+        let Some(mut adapter) = trainee.adapter(&best, task)? else {
             return Err(AdapterError::NoLora.into());
         };
         let adapter_bytes = Some(4 * adapter.parameters() as u64);
         let size = student.size(&weights, Some(trainee.trainable()), adapter_bytes);
         let mut report = self.score(&answers, taught.as_ref(), size, training)?;
+        if let Some(calibration) = report.student.calibration {
+            adapter.task.temperature = calibration.temperature as f32;
+        }
 
         self.stage(Stage::Latency);
         report.latency = self.latency(&student, &weights, &sequences, taught.as_ref())?;

@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::super::models::{ADAPTER_WEIGHTS, Base, Teacher, TeacherSource, file_bytes};
-use super::super::progress::Stage;
+use super::super::dataset::{KnownTask, Row};
+use super::super::models::{ADAPTER_WEIGHTS, Base, Places, Teacher, TeacherSource, file_bytes};
+use super::super::progress::{Event, Stage};
 use super::super::report::{ModelSize, TrainingSummary};
-use super::super::spec::{FinetuneMode, FinetuneSpec, TrainingSpec};
+use super::super::spec::{DataSpec, FinetuneMode, FinetuneSpec, TeacherSpec, TrainingSpec};
 use super::super::teacher_cache::TeacherCache;
+use super::super::teacher_http::{Asked, HttpTeacher, TOKEN_VARIABLE};
 use super::super::training::Trainee;
 use super::{Answering, Pass, PassError};
 use crate::adapter::AdapterError;
 use crate::encoder::{Encoder, EncoderConfig, EncoderError, TaskWeights, Weights};
-use crate::text::Sequence;
+use crate::text::{Input, Sequence};
 
 /// Learning rates of a teacher's fine-tuning where the request has none.
 const LORA_LEARNING_RATE: f64 = 3e-4;
@@ -23,8 +25,49 @@ const FULL_LEARNING_RATE: f64 = 3e-5;
 /// Answers of a teacher that are computed between two writes of the cache.
 const CACHED_AT_ONCE: usize = 1_000;
 
+/// A teacher of either kind.
+pub(super) enum AnyTeacher {
+    Local(Box<Teacher>),
+    Http(Box<HttpTeacher>),
+}
+
+impl AnyTeacher {
+    pub(super) fn load(
+        spec: &TeacherSpec,
+        data: &DataSpec,
+        places: &Places,
+    ) -> Result<Self, PassError> {
+        match &spec.http {
+            Some(http) => {
+                let token = std::env::var(TOKEN_VARIABLE).ok();
+                let token = token.filter(|token| !token.is_empty());
+                let teacher = HttpTeacher::connect(http, data, token)?;
+                Ok(Self::Http(Box::new(teacher)))
+            }
+            None => Ok(Self::Local(Box::new(Teacher::load(spec, places)?))),
+        }
+    }
+
+    /// The task of a teacher that is a classifier already.
+    pub(super) fn known_task(&self) -> Option<KnownTask> {
+        match self {
+            Self::Local(teacher) => teacher.known_task(),
+            Self::Http(teacher) => Some(teacher.known_task()),
+        }
+    }
+}
+
 /// A teacher that has answered every row.
 pub(super) struct Taught {
+    /// The model itself, if it is here.
+    pub(super) model: Option<TaughtModel>,
+    /// `[rows][labels]`, by row id.
+    pub(super) logits: Vec<Vec<f32>>,
+    pub(super) training: Option<TrainingSummary>,
+}
+
+/// A teacher that can be asked again.
+pub(super) struct TaughtModel {
     /// Where its encoder can be read again: it does not stay in memory while the student trains.
     dir: PathBuf,
     /// The encoder of a teacher that was fine-tuned as a whole, which is nowhere else.
@@ -33,12 +76,9 @@ pub(super) struct Taught {
     pub(super) size: ModelSize,
     /// `[rows]`, by row id.
     pub(super) sequences: Vec<Sequence>,
-    /// `[rows][labels]`, by row id.
-    pub(super) logits: Vec<Vec<f32>>,
-    pub(super) training: Option<TrainingSummary>,
 }
 
-impl Taught {
+impl TaughtModel {
     pub(super) fn encoder(&self) -> Result<Arc<Encoder>, EncoderError> {
         match &self.tuned {
             Some(encoder) => Ok(encoder.clone()),
@@ -87,21 +127,58 @@ impl Pass<'_> {
         };
         self.stage(Stage::TeacherLogits);
         let mut logits = self.cached_answers(&base.encoder, &weights, &sequences, cache)?;
+        self.keep_given(&mut logits);
+        let tuned_whole = finetune.is_some_and(|tuning| tuning.mode == FinetuneMode::Full);
+        Ok(Taught {
+            model: Some(TaughtModel {
+                tuned: tuned_whole.then_some(base.encoder),
+                dir: base.dir,
+                weights,
+                size,
+                sequences,
+            }),
+            logits,
+            training,
+        })
+    }
+
+    /// Asks a teacher over HTTP for the rows that bring no logits of their own.
+    pub(super) fn ask(&mut self, teacher: &HttpTeacher) -> Result<Taught, PassError> {
+        self.stage(Stage::TeacherLogits);
+        let listener = &mut self.listener;
+        let unanswered: Vec<&Row> = self
+            .data
+            .rows()
+            .filter(|row| row.teacher_logits.is_none())
+            .collect();
+        let inputs: Vec<&Input> = unanswered.iter().map(|row| &row.input).collect();
+        let mut answering: Option<Answering> = None;
+        let mut progress = |asked: Asked, total: usize| {
+            let answering = answering.get_or_insert_with(|| Answering::of(total));
+            // An endpoint does not say how many tokens it has read.
+            listener(Event::Step(answering.add(asked.texts, 0)));
+        };
+        let cache = self.places.teacher_cache.as_deref();
+        let answers = teacher.logits(&inputs, cache, &mut progress)?;
+        let mut logits = vec![Vec::new(); self.data.len()];
+        for (row, answer) in unanswered.into_iter().zip(answers) {
+            logits[row.id] = answer;
+        }
+        self.keep_given(&mut logits);
+        Ok(Taught {
+            model: None,
+            logits,
+            training: None,
+        })
+    }
+
+    /// Logits that came with a row stand.
+    fn keep_given(&self, logits: &mut [Vec<f32>]) {
         for row in self.data.rows() {
             if let Some(given) = &row.teacher_logits {
                 logits[row.id].clone_from(given);
             }
         }
-        let tuned_whole = finetune.is_some_and(|tuning| tuning.mode == FinetuneMode::Full);
-        Ok(Taught {
-            tuned: tuned_whole.then_some(base.encoder),
-            dir: base.dir,
-            weights,
-            size,
-            sequences,
-            logits,
-            training,
-        })
     }
 
     fn finetune(

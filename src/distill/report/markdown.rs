@@ -5,9 +5,13 @@ use std::fmt::Write as _;
 use super::{ModelSize, Reference, Report};
 use crate::distill::dataset::Split;
 use crate::distill::evaluation::{Evaluation, LatencyAt, Metric, Quantiles};
+use crate::distill::gate::Condition;
 
 /// One row of the table: a title and a cell for each column.
 type TableRow = (String, [Option<String>; 4]);
+
+/// With more classes, the table of what was taken for what is in the JSON only.
+const MAX_SHOWN_CONFUSION: usize = 12;
 
 const COLUMNS: [&str; 4] = ["student", "without distillation", "teacher", "majority"];
 
@@ -32,6 +36,7 @@ impl Report {
         text.push('\n');
         self.write_table(&mut text);
         self.write_gate(&mut text);
+        self.write_classes(&mut text);
         self.write_training(&mut text);
         self.write_data(&mut text);
         text
@@ -83,7 +88,7 @@ impl Report {
         let main = self.student.score.metric;
         let mut rows: Vec<TableRow> = vec![
             (
-                format!("**{}**", metric_name(main)),
+                format!("**{main}**"),
                 each(&|e| Some(figure(e.score.value))),
             ),
             (
@@ -98,11 +103,12 @@ impl Report {
             ),
         ];
         type Figure = fn(&Evaluation) -> Option<f64>;
-        let further: [(&str, Option<Metric>, Figure); 9] = [
+        let further: [(&str, Option<Metric>, Figure); 10] = [
             ("accuracy", Some(Metric::Accuracy), |e| e.accuracy),
+            ("F1", Some(Metric::F1), |e| e.f1),
             ("macro-F1", Some(Metric::MacroF1), |e| e.macro_f1),
             ("micro-F1", None, |e| e.micro_f1),
-            ("MCC", None, |e| e.mcc),
+            ("MCC", Some(Metric::Mcc), |e| e.mcc),
             ("Pearson", None, |e| e.pearson),
             ("Spearman", None, |e| e.spearman),
             ("mean absolute error", None, |e| e.mean_absolute_error),
@@ -192,6 +198,52 @@ impl Report {
                 let _ = writeln!(text, "- {reason}");
             }
         }
+        if !gate.conditions.is_empty() {
+            text.push('\n');
+            write_conditions(text, &gate.conditions);
+        }
+    }
+
+    /// The classes one by one, and what was taken for what.
+    fn write_classes(&self, text: &mut String) {
+        let classes = &self.student.classes;
+        if classes.is_empty() {
+            return;
+        }
+        text.push_str("\n| class | precision | recall | F1 | rows | predicted |\n");
+        text.push_str("| --- | ---: | ---: | ---: | ---: | ---: |\n");
+        for class in classes {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} |",
+                cell(&class.label),
+                figure(class.precision),
+                figure(class.recall),
+                figure(class.f1),
+                class.support,
+                class.predicted
+            );
+        }
+        let Some(confusion) = &self.student.confusion else {
+            return;
+        };
+        if classes.len() > MAX_SHOWN_CONFUSION {
+            return;
+        }
+        text.push_str("\n| right ↓ answered → |");
+        for class in classes {
+            let _ = write!(text, " {} |", cell(&class.label));
+        }
+        text.push_str("\n| --- |");
+        text.push_str(&" ---: |".repeat(classes.len()));
+        text.push('\n');
+        for (class, row) in classes.iter().zip(confusion) {
+            let _ = write!(text, "| {} |", cell(&class.label));
+            row.iter().for_each(|count| {
+                let _ = write!(text, " {count} |");
+            });
+            text.push('\n');
+        }
     }
 
     fn write_training(&self, text: &mut String) {
@@ -258,20 +310,32 @@ impl Report {
     }
 }
 
+/// A table of conditions with their values and bounds.
+pub(super) fn write_conditions(text: &mut String, conditions: &[Condition]) {
+    text.push_str("| condition | value | bound | |\n| --- | ---: | ---: | --- |\n");
+    for condition in conditions {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} |",
+            condition.name,
+            figure(condition.value),
+            figure(condition.bound),
+            if condition.passed { "holds" } else { "fails" }
+        );
+    }
+}
+
+/// A text that does not break its table.
+pub(super) fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
 fn latency_row(at: &LatencyAt) -> TableRow {
     let cell = |q: Quantiles| format!("{:.2} / {:.2} / {:.2}", q.p50_ms, q.p90_ms, q.p99_ms);
     (
         format!("p50 / p90 / p99 of batch {}, ms", at.batch),
         [Some(cell(at.student)), None, at.teacher.map(cell), None],
     )
-}
-
-fn metric_name(metric: Metric) -> &'static str {
-    match metric {
-        Metric::Accuracy => "accuracy",
-        Metric::MacroF1 => "macro-F1",
-        Metric::PearsonSpearman => "mean of Pearson and Spearman",
-    }
 }
 
 fn figure(value: f64) -> String {

@@ -10,11 +10,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::dataset::DataChecks;
-use super::evaluation::{Evaluation, LatencyAt, Likeness};
+use super::evaluation::{Difference, Evaluation, LatencyAt, Likeness};
 use super::gate::Gate;
 use crate::adapter::ProblemType;
 
+mod compare;
 mod markdown;
+
+pub use compare::{ChangedField, Comparison, Figure};
 
 /// Name of the report in a version's folder.
 pub const FILE_NAME: &str = "report.json";
@@ -63,6 +66,9 @@ pub struct Report {
     pub teacher_training: Option<TrainingSummary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
+    /// The test rows that student and teacher see most differently; only administrators see them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<Difference>,
 }
 
 /// What a score is held against.
@@ -80,7 +86,18 @@ pub enum Reference {
 pub struct DataSummary {
     /// In the order of the logits.
     pub labels: Vec<String>,
+    /// SHA-256 of the test rows and their labels, by which versions can tell whether they were
+    /// scored on the same ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_digest: Option<String>,
     pub checks: DataChecks,
+}
+
+/// Takes the texts of the user's rows out of a report that is shown to whoever may ask for a task.
+pub fn without_texts(report: &mut serde_json::Value) {
+    if let Some(fields) = report.as_object_mut() {
+        fields.remove("differences");
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -64,6 +64,7 @@ fn data() -> DataSummary {
     };
     DataSummary {
         labels: names(),
+        test_digest: None,
         checks: DataChecks {
             train: split(8_000),
             validation: split(100),
@@ -143,11 +144,15 @@ fn full() -> Report {
         }),
         teacher_training: None,
         gate: Some(Gate::judge(
-            &GateSpec { keep: 0.99 },
+            &GateSpec {
+                keep: 0.99,
+                ..GateSpec::default()
+            },
             &student,
             Some(&teacher),
             Some(&majority),
         )),
+        differences: Vec::new(),
         student,
         teacher: Some(teacher),
         control: None,
@@ -167,8 +172,10 @@ fn bare() -> Report {
         peak_memory: PeakMemory::default(),
         training: None,
         gate: None,
+        differences: Vec::new(),
         data: DataSummary {
             labels: names(),
+            test_digest: None,
             checks: DataChecks::default(),
         },
         ..full
@@ -227,4 +234,55 @@ fn the_table_has_a_column_for_each_model() {
 #[test]
 fn the_table_of_a_bare_report_has_no_empty_rows() {
     insta::assert_snapshot!(bare().to_markdown());
+}
+
+fn version(every: usize, digest: &str, lora: serde_json::Value) -> Report {
+    let mut report = full();
+    report.student = scored(every);
+    report.data.test_digest = Some(digest.into());
+    report.spec = json!({"task": "movie-sentiment", "lora": lora, "training": {"seed": 1}});
+    report
+}
+
+#[test]
+fn versions_are_compared_figure_by_figure() {
+    let first = version(4, "same", json!({"r": 4}));
+    let second = version(20, "same", json!({"r": 8, "use_dora": true}));
+    let comparison = Comparison::of("movie-sentiment", [1, 2], &first, &second);
+    assert!(comparison.comparable && comparison.reason.is_none());
+    assert_eq!(comparison.significant, Some(true));
+    let score = &comparison.figures[0];
+    assert_eq!((score.first, score.second), (Some(0.75), Some(0.95)));
+    assert!((score.difference.unwrap() - 0.2).abs() < 1e-9);
+    let fields: Vec<_> = comparison
+        .request
+        .iter()
+        .map(|c| c.field.as_str())
+        .collect();
+    assert_eq!(fields, ["/lora/r", "/lora/use_dora"]);
+    assert_eq!(comparison.request[1].first, serde_json::Value::Null);
+    assert_eq!(comparison.gates[0].len(), 3);
+    insta::assert_snapshot!(comparison.to_markdown());
+}
+
+#[test]
+fn scores_on_other_rows_are_not_called_comparable() {
+    let first = version(4, "these", json!({}));
+    let second = version(4, "those", json!({}));
+    let comparison = Comparison::of("movie-sentiment", [1, 2], &first, &second);
+    assert_eq!(
+        (comparison.comparable, comparison.significant),
+        (false, None)
+    );
+    assert_eq!(comparison.reason.as_deref(), Some("the test rows differ"));
+    let old = Comparison::of("movie-sentiment", [1, 2], &full(), &second);
+    assert!(old.reason.unwrap().contains("does not say"));
+}
+
+#[test]
+fn texts_of_rows_are_taken_out_of_what_everybody_sees() {
+    let mut report = serde_json::to_value(full()).unwrap();
+    report["differences"] = json!([{"text": "private"}]);
+    without_texts(&mut report);
+    assert_eq!(report, serde_json::to_value(full()).unwrap());
 }

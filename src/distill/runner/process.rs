@@ -1,19 +1,25 @@
 //! One job's process: started, listened to, and ended.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::future::Future;
+use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::RunnerConfig;
+use super::limits::Exceeded;
 use crate::distill::progress::{Event, Stage};
+use crate::distill::spec::JobSpec;
 use crate::store::{Job, Progress, Store};
 
 /// Steps are written to the database no more often.
@@ -44,6 +50,15 @@ pub(super) struct Supervisor<'a> {
     pub(super) job: &'a Job,
     pub(super) cancel: &'a CancellationToken,
     pub(super) stop: &'a CancellationToken,
+    /// Told of all progress that is recorded.
+    pub(super) changes: &'a watch::Sender<()>,
+}
+
+/// The part of a spec that bounds the process.
+#[derive(Deserialize)]
+struct Bounded {
+    #[serde(default)]
+    job: JobSpec,
 }
 
 /// The last word of the process itself.
@@ -52,41 +67,65 @@ enum Verdict {
     Failed(String),
 }
 
-/// Why listening ended.
-enum Heard {
-    /// Standard output was closed, perhaps after a last word.
-    End(Option<Verdict>),
+/// What ends a process from outside.
+enum Interrupt {
     Cancelled,
     Stopped,
+    Exceeded(Exceeded),
+}
+
+impl From<Interrupt> for Ending {
+    fn from(interrupt: Interrupt) -> Self {
+        match interrupt {
+            Interrupt::Cancelled => Self::Cancelled,
+            Interrupt::Stopped => Self::Failed(SERVER_STOPPED.to_owned()),
+            Interrupt::Exceeded(exceeded) => Self::Failed(exceeded.to_string()),
+        }
+    }
 }
 
 impl Supervisor<'_> {
     pub(super) async fn run(&self) -> Ending {
-        let mut child = match self.start().await {
-            Ok(child) => child,
+        let (mut child, job) = match self.start().await {
+            Ok(started) => started,
             Err(error) => {
                 return Ending::Failed(format!("the process could not be started: {error}"));
             }
         };
         // Held open: the process ends when it is closed.
         let lifeline = child.stdin.take();
+        let interrupt = self.interrupt(child.id(), &job);
+        let mut interrupt = pin!(interrupt);
         let heard = match child.stdout.take() {
-            Some(output) => self.listen(output).await,
-            None => Heard::End(None),
+            Some(output) => self.listen(output, interrupt.as_mut()).await,
+            None => Ok(None),
         };
-        let ending = self.conclude(heard, &mut child).await;
+        let ending = self.conclude(heard, &mut child, interrupt).await;
         drop(lifeline);
         ending
     }
 
-    async fn start(&self) -> io::Result<Child> {
+    /// Completes when the process is to be ended.
+    async fn interrupt(&self, process: Option<u32>, job: &JobSpec) -> Interrupt {
+        let limits = self.config.limits.tightened(job);
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Interrupt::Cancelled,
+            () = self.stop.cancelled() => Interrupt::Stopped,
+            exceeded = limits.exceeded_by(process) => Interrupt::Exceeded(exceeded),
+        }
+    }
+
+    /// The process, and how it is to be run.
+    async fn start(&self) -> io::Result<(Child, JobSpec)> {
         let spec = self.store.job_spec(&self.job.id).await;
         let spec = spec.map_err(io::Error::other)?;
+        let Bounded { job } = Bounded::deserialize(&spec)?;
         tokio::fs::create_dir_all(&self.folder).await?;
         let spec_path = self.folder.join("spec.json");
         tokio::fs::write(&spec_path, spec.to_string()).await?;
         let log = File::create(self.log_path())?;
-        Command::new(&self.config.program)
+        let child = Command::new(&self.config.program)
             .args(&self.config.arguments)
             .arg("--spec")
             .arg(spec_path)
@@ -101,12 +140,17 @@ impl Supervisor<'_> {
             .kill_on_drop(true)
             // Ctrl-C in the server's terminal is for the server, which then stops the process.
             .process_group(0)
-            .spawn()
+            .spawn()?;
+        Ok((child, job))
     }
 
-    /// Follows the events until the process closes its output. Cancellation and stop are looked
-    /// at first: a process that talks without pause must not drown them.
-    async fn listen(&self, output: ChildStdout) -> Heard {
+    /// Follows the events until the process closes its output, and gives its last word, if it had
+    /// one. The interrupt is looked at first: a process that talks without pause must not drown it.
+    async fn listen(
+        &self,
+        output: ChildStdout,
+        mut interrupt: Pin<&mut impl Future<Output = Interrupt>>,
+    ) -> Result<Option<Verdict>, Interrupt> {
         let mut lines = BufReader::new(output).lines();
         let mut record = tokio::time::interval(RECORD_EVERY);
         record.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -116,8 +160,7 @@ impl Supervisor<'_> {
         loop {
             tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => return Heard::Cancelled,
-                () = self.stop.cancelled() => return Heard::Stopped,
+                interrupt = &mut interrupt => return Err(interrupt),
                 _ = record.tick(), if changed => {
                     changed = false;
                     self.record(&progress).await;
@@ -146,7 +189,7 @@ impl Supervisor<'_> {
         if changed {
             self.record(&progress).await;
         }
-        Heard::End(verdict)
+        Ok(verdict)
     }
 
     /// Progress that cannot be written is no reason to lose the job.
@@ -156,30 +199,29 @@ impl Supervisor<'_> {
         if let Err(error) = self.store.record_progress(&self.job.id, progress).await {
             tracing::warn!(job = self.job.id, %error, "could not record progress");
         }
+        self.changes.send_replace(());
     }
 
-    async fn conclude(&self, heard: Heard, child: &mut Child) -> Ending {
-        let (status, verdict) = match heard {
-            Heard::Cancelled => {
-                kill(child).await;
-                return Ending::Cancelled;
-            }
-            Heard::Stopped => {
-                kill(child).await;
-                return Ending::Failed(SERVER_STOPPED.to_owned());
-            }
-            Heard::End(verdict) => tokio::select! {
+    async fn conclude(
+        &self,
+        heard: Result<Option<Verdict>, Interrupt>,
+        child: &mut Child,
+        interrupt: Pin<&mut impl Future<Output = Interrupt>>,
+    ) -> Ending {
+        let ended = match heard {
+            Err(interrupt) => Err(interrupt),
+            Ok(verdict) => tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => {
-                    kill(child).await;
-                    return Ending::Cancelled;
-                }
-                () = self.stop.cancelled() => {
-                    kill(child).await;
-                    return Ending::Failed(SERVER_STOPPED.to_owned());
-                }
-                status = child.wait() => (status, verdict),
+                interrupt = interrupt => Err(interrupt),
+                status = child.wait() => Ok((status, verdict)),
             },
+        };
+        let (status, verdict) = match ended {
+            Ok(ended) => ended,
+            Err(interrupt) => {
+                kill(child).await;
+                return interrupt.into();
+            }
         };
         match (status, verdict) {
             (_, Some(Verdict::Failed(error))) => Ending::Failed(error),
@@ -199,14 +241,14 @@ impl Supervisor<'_> {
             (None, Some(code)) => format!("ended with status {code} and without a result"),
             (None, None) => "ended without a result".to_owned(),
         };
-        let path = self.log_path();
-        let tail = tokio::task::spawn_blocking(move || tail(&path)).await;
-        match tail {
-            Ok(Ok(tail)) if !tail.is_empty() => {
-                format!("the process {what}; its log ends with: {tail}")
-            }
-            _ => format!("the process {what}"),
+        let log = self.store.job_log(&self.job.id, LOG_TAIL_BYTES).await;
+        let log = log.unwrap_or_default();
+        let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        let last = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n");
+        if last.is_empty() {
+            return format!("the process {what}");
         }
+        format!("the process {what}; its log ends with: {last}")
     }
 
     fn out(&self) -> PathBuf {
@@ -247,18 +289,4 @@ async fn kill(child: &mut Child) {
     if let Err(error) = child.kill().await {
         tracing::warn!(%error, "could not kill a job's process");
     }
-}
-
-fn tail(log: &Path) -> io::Result<String> {
-    let mut file = File::open(log)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<_> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    Ok(lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n"))
 }

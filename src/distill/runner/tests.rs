@@ -33,6 +33,10 @@ async fn house(script: &str) -> House {
 }
 
 async fn house_with(script: &str, hook_error: Option<&'static str>) -> House {
+    house_within(script, hook_error, JobLimits::default()).await
+}
+
+async fn house_within(script: &str, hook_error: Option<&'static str>, limits: JobLimits) -> House {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).await.unwrap();
     let (sender, live) = mpsc::unbounded_channel();
@@ -46,6 +50,7 @@ async fn house_with(script: &str, hook_error: Option<&'static str>) -> House {
         environment: vec![("KDLORA_TEST".into(), "given".into())],
         live_hook,
         metrics: Arc::new(Metrics::new().unwrap()),
+        limits,
     };
     let runner = Runner::start(store.clone(), config);
     House {
@@ -58,10 +63,19 @@ async fn house_with(script: &str, hook_error: Option<&'static str>) -> House {
 
 impl House {
     async fn queue(&self, promote: bool) -> String {
+        self.queue_with(
+            0,
+            serde_json::json!({ "task": "topic", "promote": promote }),
+        )
+        .await
+    }
+
+    async fn queue_with(&self, priority: i32, spec: serde_json::Value) -> String {
         let new = NewJob {
             id: NewJob::id(),
             task: "topic".into(),
-            spec: serde_json::json!({ "task": "topic", "promote": promote }),
+            priority,
+            spec,
             idempotency_key: None,
             request_digest: String::new(),
         };
@@ -284,4 +298,64 @@ async fn a_version_that_cannot_be_taken_into_service_is_not_live() {
     assert_eq!(house.store.live("topic").await.unwrap().unwrap().version, 1);
     let history = house.store.history("topic").await.unwrap();
     assert!(history[2].reason.contains("shapes differ"), "{history:?}");
+}
+
+#[tokio::test]
+async fn a_job_that_takes_too_long_ends_with_the_limit_as_its_reason() {
+    let limits = JobLimits {
+        time: Some(Duration::from_millis(200)),
+        memory: None,
+    };
+    let house = house_within("echo begun >&2; exec sleep 600", None, limits).await;
+    let id = house.queue(true).await;
+    let job = house.end_of(&id).await;
+    assert_eq!(job.state, JobState::Failed);
+    let error = job.error.unwrap();
+    assert!(error.contains("time limit of 200ms"), "{error}");
+    house.runner.shutdown().await;
+    assert_eq!(house.files_of(&id), ["log.txt"]);
+    assert_eq!(house.store.job_log(&id, 1_000).await.unwrap(), "begun\n");
+}
+
+#[tokio::test]
+async fn a_job_that_grows_too_large_ends_with_both_figures_as_its_reason() {
+    // The shell holds a text of 64 MiB.
+    let script = "x=$(head -c 67108864 /dev/zero | tr '\\0' x); sleep 600";
+    let house = house(script).await;
+    let spec = serde_json::json!({
+        "task": "topic", "promote": true, "job": {"memory_limit_bytes": 32 << 20},
+    });
+    let id = house.queue_with(0, spec).await;
+    let error = house.end_of(&id).await.error.unwrap();
+    assert!(error.contains("more than its limit of 32 MiB"), "{error}");
+}
+
+#[tokio::test]
+async fn jobs_run_one_at_a_time_by_priority_and_then_by_age() {
+    let script = r#"
+        while [ "$1" != --spec ]; do shift; done
+        grep -q hold "$2" && exec sleep 600
+        exit 1"#;
+    let house = house(script).await;
+    let spec = || serde_json::json!({ "task": "topic", "promote": true });
+    let hold = serde_json::json!({ "task": "topic", "promote": true, "note": "hold" });
+    let first = house.queue_with(0, hold).await;
+    house
+        .wait(&first, |job| job.state == JobState::Running)
+        .await;
+    let low = house.queue_with(-5, spec()).await;
+    let (high, second_high) = (
+        house.queue_with(7, spec()).await,
+        house.queue_with(7, spec()).await,
+    );
+    let usual = house.queue(true).await;
+    house.runner.cancel(&first).await.unwrap();
+    let mut order = Vec::new();
+    for id in [&high, &second_high, &usual, &low] {
+        let job = house.end_of(id).await;
+        order.push((job.started_at.unwrap(), job.finished_at.unwrap()));
+    }
+    for pair in order.windows(2) {
+        assert!(pair[0].1 <= pair[1].0, "{order:?}");
+    }
 }

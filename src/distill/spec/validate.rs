@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use axum::http::Uri;
+
 use super::{
-    DataSpec, DistillSpec, FinetuneSpec, LoraSpec, SplitSpec, StudentSpec, TeacherSpec,
-    TrainingSpec,
+    ClassWeights, DataSpec, DistillSpec, FinetuneSpec, HttpTeacherSpec, JobSpec, LoraSpec,
+    SplitSpec, StudentSpec, TeacherSpec, TrainingSpec,
 };
 use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS};
 use crate::store::{MAX_TASK_NAME, is_task_name};
@@ -64,6 +67,13 @@ impl DistillSpec {
         check.lora("lora", &self.lora);
         check.training(&self.training);
         check.number("gate.keep", self.gate.keep, 0.0..=1.5);
+        if let Some(score) = self.gate.min_score {
+            check.number("gate.min_score", score, -1.0..=1.0);
+        }
+        if let Some(error) = self.gate.max_calibration_error {
+            check.number("gate.max_calibration_error", error, 0.0..=1.0);
+        }
+        check.job(&self.job);
         if check.fields.is_empty() {
             return Ok(());
         }
@@ -166,6 +176,25 @@ impl Check {
         if let Some(labels) = &data.labels {
             self.labels(labels);
         }
+        if let Some(columns) = &data.columns {
+            let names = [
+                ("text", &columns.text),
+                ("text_pair", &columns.text_pair),
+                ("label", &columns.label),
+                ("teacher_logits", &columns.teacher_logits),
+            ];
+            for (field, name) in names {
+                if let Some(name) = name {
+                    self.name(&format!("data.columns.{field}"), name, MAX_LABEL_BYTES);
+                }
+            }
+        }
+        if let Some(ClassWeights::ByLabel(weights)) = &data.class_weights {
+            for (label, weight) in weights.iter().take(MAX_LABELS) {
+                let field = format!("data.class_weights[{}]", quoted(label));
+                self.positive(&field, *weight, 1_000.0);
+            }
+        }
     }
 
     fn labels(&mut self, labels: &[String]) {
@@ -203,7 +232,22 @@ impl Check {
     }
 
     fn teacher(&mut self, teacher: &TeacherSpec) {
-        self.name("teacher.model", &teacher.model, 4_096);
+        match &teacher.http {
+            None => self.name("teacher.model", &teacher.model, 4_096),
+            Some(http) => {
+                self.http_teacher(http);
+                let alone = teacher.model.is_empty()
+                    && teacher.adapter.is_none()
+                    && teacher.finetune.is_none();
+                if !alone {
+                    self.fail(
+                        "teacher.http",
+                        "given",
+                        "must stand without model, adapter and finetune",
+                    );
+                }
+            }
+        }
         if let Some(adapter) = &teacher.adapter {
             self.name("teacher.adapter", adapter, 4_096);
         }
@@ -219,6 +263,39 @@ impl Check {
             if let Some(rate) = learning_rate {
                 self.below_one("teacher.finetune.learning_rate", *rate, false);
             }
+        }
+    }
+
+    fn http_teacher(&mut self, http: &HttpTeacherSpec) {
+        if let Err(allowed) = check_url(&http.url) {
+            self.fail("teacher.http.url", quoted(&http.url), allowed);
+        }
+        for (theirs, name) in &http.labels {
+            let field = format!("teacher.http.labels[{}]", quoted(theirs));
+            self.name(&field, name, MAX_LABEL_BYTES);
+        }
+        self.count("teacher.http.batch_size", http.batch_size, 1..=1_024);
+        self.count("teacher.http.concurrency", http.concurrency, 1..=64);
+        let seconds = [
+            (
+                "teacher.http.timeout_seconds",
+                http.timeout_seconds,
+                1..=3_600,
+            ),
+            (
+                "teacher.http.patience_seconds",
+                http.patience_seconds,
+                0..=86_400,
+            ),
+        ];
+        for (field, value, range) in seconds {
+            if !range.contains(&value) {
+                let allowed = format!("must be {} to {}", range.start(), range.end());
+                self.fail(field, value, allowed);
+            }
+        }
+        if let Some(revision) = &http.revision {
+            self.name("teacher.http.revision", revision, MAX_LABEL_BYTES);
         }
     }
 
@@ -248,6 +325,54 @@ impl Check {
         self.below_one("training.warmup_ratio", training.warmup_ratio, true);
         self.number("training.weight_decay", training.weight_decay, 0.0..=1.0);
         self.positive("training.max_grad_norm", training.max_grad_norm, 1_000.0);
+    }
+}
+
+impl Check {
+    fn job(&mut self, job: &JobSpec) {
+        if !(-100..=100).contains(&job.priority) {
+            self.fail("job.priority", job.priority, "must be -100 to 100");
+        }
+        for (field, bound) in [
+            ("job.time_limit_seconds", job.time_limit_seconds),
+            ("job.memory_limit_bytes", job.memory_limit_bytes),
+        ] {
+            if bound == Some(0) {
+                self.fail(field, 0, "must be at least 1");
+            }
+        }
+    }
+}
+
+/// Whether an address can be asked. Link-local addresses are those of the machines' own services,
+/// such as a cloud's metadata, and never those of a teacher.
+fn check_url(url: &str) -> Result<(), &'static str> {
+    let Ok(uri) = url.parse::<Uri>() else {
+        return Err("must be a whole address, such as http://127.0.0.1:8081/predict");
+    };
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("must begin with http:// or https://");
+    }
+    let Some(authority) = uri.authority() else {
+        return Err("must name a host");
+    };
+    if authority.as_str().contains('@') {
+        return Err("must hold no user name; a token goes into KDLORA_TEACHER_TOKEN");
+    }
+    let host = authority.host().trim_matches(['[', ']']);
+    let link_local = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => address.is_link_local() || address.is_unspecified(),
+        Ok(IpAddr::V6(address)) => {
+            let mapped = address.to_ipv4_mapped();
+            mapped.is_some_and(|address| address.is_link_local())
+                || address.is_unicast_link_local()
+                || address.is_unspecified()
+        }
+        Err(_) => false,
+    };
+    match link_local {
+        true => Err("must not be a link-local address"),
+        false => Ok(()),
     }
 }
 
@@ -283,6 +408,43 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         assert_eq!(spec(&[]).validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_teacher_over_http_is_one_that_a_pass_may_ask() {
+        let with = |url: &str, more: Value| {
+            let mut teacher = json!({"http": {"url": url}});
+            for (field, value) in more.as_object().unwrap() {
+                teacher[field] = value.clone();
+            }
+            let checked = spec(&[("/teacher", teacher)]).validate();
+            checked.map_err(|error| error.to_string())
+        };
+        for good in [
+            "http://127.0.0.1:8081/predict",
+            "https://teacher.example/v1",
+            "http://[::1]:80/predict",
+            "http://10.0.0.7/predict",
+        ] {
+            assert_eq!(with(good, json!({})), Ok(()), "{good}");
+        }
+        for (bad, part) in [
+            ("file:///etc/passwd", "whole address"),
+            ("ftp://host/predict", "http:// or https://"),
+            ("/predict", "http:// or https://"),
+            ("http://name:secret@host/predict", "no user name"),
+            ("http://169.254.169.254/latest/meta-data", "link-local"),
+            ("http://[fe80::1]/predict", "link-local"),
+            ("http://[::ffff:169.254.169.254]/", "link-local"),
+            ("not an address", "whole address"),
+        ] {
+            let error = with(bad, json!({})).unwrap_err();
+            assert!(error.contains(part), "{bad}: {error}");
+        }
+        let both = with("http://host/predict", json!({"model": "mpnet-base"}));
+        assert!(both.unwrap_err().contains("without model"));
+        let missing = spec(&[("/teacher", json!({}))]).validate().unwrap_err();
+        assert!(missing.to_string().contains("teacher.model"), "{missing}");
     }
 
     #[test]

@@ -8,37 +8,48 @@ use crate::distill::dataset::Label;
 
 /// How teacher and labels share the loss.
 #[derive(Clone, Copy, Debug)]
-pub struct LossWeights {
+pub struct LossWeights<'a> {
     pub temperature: f64,
     /// Share of the teacher where a row has both a label and teacher's logits. A row with only
     /// one of them learns from that one alone, with full weight.
     pub alpha: f64,
+    /// How much each label counts in the task loss, `[labels]`; `None` if all count alike.
+    pub labels: Option<&'a [f32]>,
 }
 
 /// The loss summed over rows, a scalar, for `logits` of `[rows, labels]`.
 ///
 /// The task loss is cross entropy for classes, the mean over labels of binary cross entropy for
-/// several labels, and the squared error for a regression; the teacher's is the divergence in the
+/// several labels, and the squared error for a regression. The weight of a label multiplies the
+/// cross entropy of the rows of a class, or that of the presence of one of several labels. The
+/// teacher's part is the divergence in the
 /// same form, for a regression the squared distance to the teacher's value.
 pub fn distillation_loss(
     problem_type: ProblemType,
     logits: &Tensor,
     labels: &[Option<&Label>],
     teacher: &[Option<&[f32]>],
-    weights: LossWeights,
+    weights: LossWeights<'_>,
 ) -> Result<Tensor> {
     let targets = Targets::new(logits, labels, teacher, weights.alpha)?;
+    let label_weights = match weights.labels {
+        Some(labels) => Some(Tensor::from_slice(labels, labels.len(), logits.device())?),
+        None => None,
+    };
     let temperature = match problem_type {
         ProblemType::Regression => 1.0,
         _ => weights.temperature,
     };
     let (task, soft) = match problem_type {
         ProblemType::SingleLabelClassification => (
-            cross_entropy(logits, &targets.hard)?,
+            cross_entropy(logits, &weighted(&targets.hard, label_weights.as_ref())?)?,
             kl_of_softmax(logits, &targets.soft, temperature)?,
         ),
         ProblemType::MultiLabelClassification => (
-            binary_cross_entropy(logits, &targets.hard)?,
+            match &label_weights {
+                None => binary_cross_entropy(logits, &targets.hard)?,
+                Some(weights) => weighted_binary_cross_entropy(logits, &targets.hard, weights)?,
+            },
             kl_of_sigmoids(logits, &targets.soft, temperature)?,
         ),
         ProblemType::Regression => (
@@ -136,6 +147,25 @@ fn binary_cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     (softplus(logits)? - (logits * targets)?)?.mean(D::Minus1)
 }
 
+/// Targets times the weights of their labels.
+fn weighted(targets: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+    match weights {
+        Some(weights) => targets.broadcast_mul(weights),
+        None => Ok(targets.clone()),
+    }
+}
+
+/// The same with the loss of a label that is present (target 1) times its weight.
+fn weighted_binary_cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    weights: &Tensor,
+) -> Result<Tensor> {
+    let present = (softplus(&logits.neg()?)? * targets)?.broadcast_mul(weights)?;
+    let absent = (softplus(logits)? * (1.0 - targets)?)?;
+    (present + absent)?.mean(D::Minus1)
+}
+
 fn kl_of_softmax(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let teacher = log_softmax(&(teacher / temperature)?)?;
     let student = log_softmax(&(student / temperature)?)?;
@@ -155,9 +185,10 @@ mod tests {
 
     use super::*;
 
-    const WEIGHTS: LossWeights = LossWeights {
+    const WEIGHTS: LossWeights<'static> = LossWeights {
         temperature: 2.0,
         alpha: 0.5,
+        labels: None,
     };
 
     fn tensor(rows: &[&[f32]]) -> Tensor {
@@ -212,6 +243,32 @@ mod tests {
             &[Some(&[2.0])],
         );
         assert!((loss - (0.5 * 4.0 + 0.5 * 1.0)).abs() < 1e-6, "{loss}");
+    }
+
+    #[test]
+    fn a_weight_multiplies_the_loss_of_its_label_and_leaves_the_teacher_alone() {
+        let weighted = |problem, label: &Label, teacher: Option<&[f32]>, weights: &[f32]| {
+            let weights = LossWeights {
+                labels: Some(weights),
+                ..WEIGHTS
+            };
+            let logits = tensor(&[&[2.0, 0.0]]);
+            let loss = distillation_loss(problem, &logits, &[Some(label)], &[teacher], weights);
+            loss.unwrap().to_scalar::<f32>().unwrap()
+        };
+        let classes = ProblemType::SingleLabelClassification;
+        let label = Label::Class(1);
+        // Cross entropy of class 1: 2.126928.
+        let loss = weighted(classes, &label, None, &[9.0, 3.0]);
+        assert!((loss - 3.0 * 2.126_928).abs() < 1e-5, "{loss}");
+        let teacher: &[f32] = &[2.0, 0.0];
+        let loss = weighted(classes, &label, Some(teacher), &[9.0, 3.0]);
+        assert!((loss - 0.5 * 3.0 * 2.126_928).abs() < 1e-5, "{loss}");
+        // softplus(-2) = 0.126928 times 5 for the label that is there, ln 2 for the other.
+        let several = ProblemType::MultiLabelClassification;
+        let loss = weighted(several, &Label::Labels(vec![0]), None, &[5.0, 7.0]);
+        let expected = (5.0 * 0.126_928 + std::f32::consts::LN_2) / 2.0;
+        assert!((loss - expected).abs() < 1e-5, "{loss}");
     }
 
     #[test]

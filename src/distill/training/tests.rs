@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 use super::{Example, Learning, Trainee, train};
 use crate::adapter::{Classifier, ProblemType, TaskConfig};
 use crate::distill::dataset::Label;
+use crate::distill::evaluation::Metric;
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::{LoraSpec, TrainingSpec};
 use crate::encoder::{Encoder, EncoderConfig, Weights};
@@ -100,7 +101,9 @@ fn run(
         spec,
         dropout: 0.1,
         problem_type: ProblemType::SingleLabelClassification,
+        metric: Metric::Accuracy,
         label_names: &names,
+        class_weights: None,
         threads,
     };
     let data = examples(96);
@@ -218,6 +221,7 @@ fn the_adapter_that_is_written_answers_like_the_trained_network() {
             problem_type: ProblemType::SingleLabelClassification,
             max_length: 16,
             truncation: crate::text::Truncation::LongestFirst,
+            temperature: 1.0,
             base_model: Some("tiny".into()),
         };
         let place = tempfile::tempdir().unwrap();

@@ -13,7 +13,7 @@ use super::schedule::learning_rate;
 use super::trainee::Trainee;
 use crate::adapter::ProblemType;
 use crate::distill::dataset::Label;
-use crate::distill::evaluation::{EvaluationError, evaluate};
+use crate::distill::evaluation::{EvaluationError, Metric, Scoring, evaluate};
 use crate::distill::progress::Step;
 use crate::distill::report::{EpochSummary, TrainingSummary};
 use crate::distill::rng::CounterRng;
@@ -36,7 +36,11 @@ pub struct Learning<'a> {
     /// Dropout on the inputs of LoRA and of the head.
     pub dropout: f64,
     pub problem_type: ProblemType,
+    /// What the validation rows are scored by.
+    pub metric: Metric,
     pub label_names: &'a [String],
+    /// How much each label counts in the task loss, `[labels]`; `None` if all count alike.
+    pub class_weights: Option<&'a [f32]>,
     /// Cores to share a batch out over.
     pub threads: usize,
 }
@@ -234,6 +238,7 @@ impl Run<'_> {
             LossWeights {
                 temperature: self.learning.spec.temperature,
                 alpha: self.learning.spec.alpha,
+                labels: self.learning.class_weights,
             },
         )?;
         let store = loss.backward()?;
@@ -260,7 +265,10 @@ impl Run<'_> {
         let logits = predict(&encoder, &weights, &sequences, threads, &|_, _| {})?;
         let labels: Vec<Option<&Label>> = validation.iter().map(|e| e.label.as_ref()).collect();
         let evaluation = evaluate(
-            self.learning.problem_type,
+            Scoring {
+                problem_type: self.learning.problem_type,
+                metric: self.learning.metric,
+            },
             self.learning.label_names,
             &logits,
             &labels,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::adapter::{AdapterFolder, TaskConfig};
+use crate::adapter::{AdapterFolder, ProblemType, TaskConfig};
 use crate::distill::dataset::{Dataset, KnownTask, Teacher};
 use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
 use crate::encoder::EncoderConfig;
@@ -19,10 +19,17 @@ const MAX_CHECKED_BYTES: u64 = 64 * 1024 * 1024;
 /// path is left out of messages.
 pub(super) fn check(spec: &DistillSpec, folder: &Path) -> Result<(), ApiError> {
     let known = match &spec.teacher {
+        Some(TeacherSpec { http: Some(_), .. }) => task_of_request(spec),
         Some(teacher) => known_task(teacher)?,
         None => None,
     };
-    if bytes_in_files(spec) > MAX_CHECKED_BYTES {
+    if bytes_in_files(spec) > MAX_CHECKED_BYTES || has_parquet(spec) {
+        return Ok(());
+    }
+    if let Some(TeacherSpec { http: Some(_), .. }) = &spec.teacher
+        && known.is_none()
+    {
+        // Only the endpoint knows its labels, and it is the job that asks it.
         return Ok(());
     }
     let teacher = match (&spec.teacher, &known) {
@@ -98,7 +105,26 @@ fn is_classifier(model: &str) -> bool {
     })
 }
 
-fn bytes_in_files(spec: &DistillSpec) -> u64 {
+/// The task that a teacher over HTTP must have, where the request names its labels.
+fn task_of_request(spec: &DistillSpec) -> Option<KnownTask> {
+    let labels = spec.data.known_labels()?;
+    let problem_type = spec.data.known_problem_type();
+    Some(KnownTask {
+        problem_type: problem_type.unwrap_or(ProblemType::SingleLabelClassification),
+        labels,
+    })
+}
+
+/// A Parquet file tells only when it is decompressed how large it is: that is left to the job's
+/// process.
+fn has_parquet(spec: &DistillSpec) -> bool {
+    paths(spec).any(|path| {
+        path.extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
+    })
+}
+
+fn paths(spec: &DistillSpec) -> impl Iterator<Item = &Path> {
     let data = &spec.data;
     let splits = [
         Some(&data.train),
@@ -108,9 +134,14 @@ fn bytes_in_files(spec: &DistillSpec) -> u64 {
     splits
         .into_iter()
         .flatten()
-        .map(|split| match split {
-            SplitSpec::Path(path) => std::fs::metadata(path).map_or(0, |file| file.len()),
-            SplitSpec::Rows(_) => 0,
+        .filter_map(|split| match split {
+            SplitSpec::Path(path) => Some(path.as_path()),
+            SplitSpec::Rows(_) => None,
         })
+}
+
+fn bytes_in_files(spec: &DistillSpec) -> u64 {
+    paths(spec)
+        .map(|path| std::fs::metadata(path).map_or(0, |file| file.len()))
         .sum()
 }

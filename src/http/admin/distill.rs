@@ -33,7 +33,7 @@ pub(super) struct DistillForm {
     /// The request as JSON; splits that come as files are left out of its `data`.
     #[schema(value_type = Object)]
     spec: String,
-    /// JSONL, CSV or TSV; the name's ending tells which.
+    /// JSONL, CSV, TSV or Parquet; the name's ending tells which.
     #[schema(value_type = Option<String>, format = Binary)]
     train: Vec<u8>,
     #[schema(value_type = Option<String>, format = Binary)]
@@ -104,6 +104,7 @@ impl Admin {
         let new = NewJob {
             id,
             task: spec.task.clone(),
+            priority: spec.job.priority,
             spec: serde_json::to_value(&spec).map_err(ApiError::internal)?,
             idempotency_key,
             request_digest,

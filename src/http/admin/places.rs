@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::distill::spec::{DistillSpec, SplitSpec, StudentSpec, TeacherSpec};
+use crate::distill::spec::{DataSpec, DistillSpec, SplitSpec, StudentSpec, TeacherSpec};
 use crate::http::error::{ApiError, Problem};
 use crate::hub::{self, Choice};
 
@@ -37,11 +37,15 @@ impl Places {
                 && !uploaded.contains(&name)
             {
                 *path = self.below_root(&format!("data.{name}.path"), path)?;
+                if name == "train" && path.is_dir() && data.preset.is_some() {
+                    continue;
+                }
                 if !path.is_file() {
                     return Err(Problem::Unusable.with(format!("data.{name}.path is not a file")));
                 }
             }
         }
+        self.resolve_preset(data)?;
         if let Some(student) = spec.student.take() {
             // The job is started with the server's name for it.
             self.check_student(&student)?;
@@ -50,6 +54,27 @@ impl Places {
             Some(teacher) => self.resolve_teacher(teacher),
             None => Ok(()),
         }
+    }
+
+    /// Names the files in the folder of a preset, each of which must lie below the data root by
+    /// itself: the folder may hold links.
+    fn resolve_preset(&self, data: &mut DataSpec) -> Result<(), ApiError> {
+        let (Some(preset), SplitSpec::Path(folder)) = (data.preset, &data.train) else {
+            return Ok(());
+        };
+        if !folder.is_dir() {
+            return Ok(());
+        }
+        let files = preset
+            .files(folder)
+            .map_err(|error| Problem::Unusable.with(format!("data.train.path: {error}")))?;
+        let train = self.below_root("data.train.path", &files.train)?;
+        data.train = SplitSpec::Path(train);
+        if data.test.is_none() {
+            let test = self.below_root("data.test.path", &files.test)?;
+            data.test = Some(SplitSpec::Path(test));
+        }
+        Ok(())
     }
 
     /// A version answers with the student that it was distilled for: that must be the one that
@@ -68,6 +93,9 @@ impl Places {
     }
 
     fn resolve_teacher(&self, teacher: &mut TeacherSpec) -> Result<(), ApiError> {
+        if teacher.http.is_some() {
+            return Ok(());
+        }
         teacher.model = self.encoder("teacher.model", &teacher.model)?;
         if let Some(adapter) = &mut teacher.adapter {
             *adapter = text(self.adapter(adapter)?)?;
@@ -260,6 +288,7 @@ mod tests {
             ..places(folder.path())
         };
         let teacher = |model: &str, adapter: &str| TeacherSpec {
+            http: None,
             model: model.into(),
             adapter: Some(adapter.into()),
             finetune: None,

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 
 use super::*;
-use crate::distill::runner::RunnerConfig;
+use crate::distill::runner::{JobLimits, RunnerConfig};
 use crate::store::Origin;
 use crate::telemetry::Metrics;
 
@@ -38,6 +38,7 @@ async fn house_with(live_hook: LiveHook) -> House {
         arguments: ["-c", "exec sleep 600", "job"].map(OsString::from).into(),
         environment: Vec::new(),
         metrics: Arc::new(Metrics::new().unwrap()),
+        limits: JobLimits::default(),
         live_hook: live_hook.clone(),
     };
     let router = routes(AdminConfig {
@@ -433,4 +434,99 @@ async fn a_version_that_cannot_be_served_does_not_stay_live() {
     let refused = house.post(promote, &json!({ "version": 2 })).await;
     refused.assert_problem(422, "a tensor is missing");
     assert_eq!(house.store.live("topic").await.unwrap().unwrap().version, 1);
+}
+
+impl House {
+    /// The events of a job until the stream ends, as the JSON of their data.
+    async fn events(&self, path: &str, last_event_id: Option<&str>) -> (StatusCode, Vec<Value>) {
+        let mut request = Request::get(path);
+        if let Some(id) = last_event_id {
+            request = request.header("Last-Event-ID", id);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+        let text = String::from_utf8(body.unwrap().into()).unwrap();
+        let events = text.split("\n\n").filter(|event| !event.is_empty());
+        let events = events.map(|event| {
+            assert!(event.contains("event: job\n"), "{event}");
+            let data = event.lines().find_map(|line| line.strip_prefix("data: "));
+            serde_json::from_str(data.unwrap()).unwrap()
+        });
+        (status, events.collect())
+    }
+}
+
+#[tokio::test]
+async fn events_tell_of_a_job_until_it_ends() {
+    let house = house().await;
+    let location = house.distill(&spec()).await.location.unwrap();
+    let path = format!("{location}/events");
+    let (followed, cancelled) = tokio::join!(house.events(&path, None), async {
+        let running = |job: &Answer| job.body["state"] == "running";
+        while !running(&house.get(&location).await) {
+            tokio::task::yield_now().await;
+        }
+        let delete = Request::delete(&location).body(Body::empty()).unwrap();
+        house.send(delete).await
+    });
+    let (status, events) = followed;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(events.last(), Some(&cancelled.body), "{events:?}");
+    let states: Vec<_> = events.iter().map(|job| &job["state"]).collect();
+    assert!(states.len() >= 2 && states[0] != "cancelled", "{states:?}");
+
+    let (_, afterwards) = house.events(&path, None).await;
+    assert_eq!(afterwards, [cancelled.body]);
+    let known = house.events(&path, Some("cancelled")).await;
+    assert_eq!(known, (StatusCode::NO_CONTENT, Vec::new()));
+    let unknown = house.get("/admin/jobs/nothing/events").await;
+    unknown.assert_problem(404, "no job 'nothing'");
+}
+
+#[tokio::test]
+async fn the_end_of_a_log_is_cut_at_a_line() {
+    let house = house().await;
+    let answer = house.distill(&spec()).await;
+    let folder = house.store.job_folder(answer.id());
+    let path = format!("{}/log", answer.location.as_ref().unwrap());
+    while !folder.join("log.txt").exists() {
+        tokio::task::yield_now().await;
+    }
+    fs::write(folder.join("log.txt"), "first\nsecond\nthird\n").unwrap();
+    for (query, expected) in [
+        ("", "first\nsecond\nthird\n"),
+        ("?bytes=9", "third\n"),
+        ("?bytes=19", "first\nsecond\nthird\n"),
+    ] {
+        let request = Request::get(format!("{path}{query}"));
+        let request = request.body(Body::empty()).unwrap();
+        let response = house.router.clone().oneshot(request).await.unwrap();
+        assert_eq!(
+            response.headers()[header::CONTENT_TYPE],
+            "text/plain; charset=utf-8"
+        );
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+        assert_eq!(body.unwrap(), expected, "{query}");
+    }
+    let bad = house.get(&format!("{path}?bytes=0")).await;
+    bad.assert_problem(400, "bytes must be");
+    house
+        .get("/admin/jobs/nothing/log")
+        .await
+        .assert_problem(404, "no job 'nothing'");
+}
+
+#[tokio::test]
+async fn the_priority_of_a_request_is_that_of_its_job() {
+    let house = house().await;
+    let mut spec = spec();
+    spec["job"] = json!({ "priority": 7 });
+    let answer = house.distill(&spec).await;
+    assert_eq!(answer.body["priority"], 7, "{answer:?}");
+    spec["job"] = json!({ "priority": 101, "time_limit_seconds": 0 });
+    let refused = house.distill(&spec).await;
+    refused.assert_problem(422, "job.priority is 101 but must be -100 to 100");
+    refused.assert_problem(422, "job.time_limit_seconds");
 }

@@ -17,7 +17,7 @@ use crate::http::extract::Json;
 pub(super) const MAX_JSON_BYTES: usize = 32 * 1024 * 1024;
 
 /// Endings of the data files that can be read.
-const ENDINGS: [&str; 5] = ["jsonl", "ndjson", "json", "csv", "tsv"];
+const ENDINGS: [&str; 6] = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"];
 
 /// Parts of a form that are data.
 const SPLITS: [&str; 3] = ["train", "validation", "test"];
