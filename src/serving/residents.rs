@@ -50,7 +50,7 @@ pub trait Load: Send + Sync + 'static {
 pub struct Residents {
     loader: Arc<dyn Load>,
     budget: Arc<Budget>,
-    /// Entries that were loaded and may have been evicted since.
+    /// Entries that were loaded, each once; some may have been evicted or replaced since.
     entries: Mutex<Vec<Weak<Entry>>>,
     loads: Semaphore,
     /// How long a version waits for others to be used no more.
@@ -120,7 +120,14 @@ impl Residents {
         }
         entry.set(outcome.clone());
         if outcome.is_ok() {
-            self.lock().push(Arc::downgrade(entry));
+            let mut entries = self.lock();
+            // Each once, and none that has been replaced: promotions go on for as long as it runs.
+            entries.retain(|other| {
+                let other = other.upgrade();
+                other.is_some_and(|other| other.is_resident() && !Arc::ptr_eq(&other, entry))
+            });
+            entries.push(Arc::downgrade(entry));
+            drop(entries);
             entry.in_use();
         }
         outcome
@@ -152,15 +159,12 @@ impl Residents {
 
     /// Lets the least recently used version go that can go; says whether there was one.
     fn evict_one(&self) -> bool {
-        let mut entries = self.lock();
-        let mut by_use: Vec<(u64, Arc<Entry>)> = Vec::with_capacity(entries.len());
-        entries.retain(|entry| match entry.upgrade() {
-            Some(entry) if entry.is_resident() => {
-                by_use.push((entry.last_used(), entry));
-                true
-            }
-            _ => false,
-        });
+        let entries = self.lock();
+        let resident = entries.iter().filter_map(Weak::upgrade);
+        let mut by_use: Vec<(u64, Arc<Entry>)> = resident
+            .filter(|entry| entry.is_resident())
+            .map(|entry| (entry.last_used(), entry))
+            .collect();
         by_use.sort_unstable_by_key(|(last_used, _)| *last_used);
         let evicted = by_use.iter().any(|(_, entry)| entry.evict());
         if evicted {
@@ -364,6 +368,20 @@ mod tests {
             other.await.expect("no panic").expect("a version");
         }
         assert_eq!(shelf.loads("slow"), 1);
+    }
+
+    #[tokio::test]
+    async fn versions_that_were_replaced_are_forgotten() {
+        let shelf = Arc::new(Shelf::default());
+        let residents = house(&shelf, None);
+        let stays = entry("stays", false);
+        for _ in 0..50 {
+            stays.evict();
+            drop(residents.acquire(&stays).await.expect("a version"));
+            let replaced = entry("a", false);
+            drop(residents.acquire(&replaced).await.expect("a version"));
+        }
+        assert!(residents.lock().len() <= 2);
     }
 
     #[tokio::test]
