@@ -32,14 +32,13 @@ pub(super) struct Admission {
 
 #[derive(Default)]
 struct Inside {
-    sequences: usize,
-    tokens: usize,
+    all: Amount,
     /// Only tasks that have something inside.
-    tasks: HashMap<String, Share>,
+    tasks: HashMap<String, Amount>,
 }
 
-#[derive(Default)]
-struct Share {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Amount {
     sequences: usize,
     tokens: usize,
 }
@@ -48,8 +47,7 @@ struct Share {
 pub(super) struct Permit {
     admission: Arc<Admission>,
     task: String,
-    sequences: usize,
-    tokens: usize,
+    amount: Amount,
 }
 
 impl Admission {
@@ -73,28 +71,24 @@ impl Admission {
     ) -> Result<Permit, Duration> {
         let mut inside = self.lock();
         self.check(&inside, task, sequences)?;
-        inside.sequences += sequences;
-        inside.tokens += tokens;
-        let share = inside.tasks.entry(task.to_owned()).or_default();
-        share.sequences += sequences;
-        share.tokens += tokens;
+        let amount = Amount { sequences, tokens };
+        inside.add(task, amount);
         Ok(Permit {
             admission: Arc::clone(self),
             task: task.to_owned(),
-            sequences,
-            tokens,
+            amount,
         })
     }
 
     fn check(&self, inside: &Inside, task: &str, sequences: usize) -> Result<(), Duration> {
-        let wait = self.rate.wait(inside.tokens);
-        if inside.sequences + sequences > self.bounds.sequences {
+        let wait = self.rate.wait(inside.all.tokens);
+        if inside.all.sequences + sequences > self.bounds.sequences {
             return Err(wait.unwrap_or(UNKNOWN_WAIT));
         }
         let Some(wait) = wait.filter(|wait| *wait > self.bounds.wait) else {
             return Ok(());
         };
-        let own = inside.tasks.get(task).map_or(0, |share| share.tokens);
+        let own = inside.tasks.get(task).map_or(0, |own| own.tokens);
         let tasks = inside.tasks.len() + usize::from(own == 0);
         let share = self.bounds.wait / u32::try_from(tasks).unwrap_or(u32::MAX);
         if own == 0 || self.rate.wait(own) <= Some(share) {
@@ -107,7 +101,7 @@ impl Admission {
     /// Sequences inside.
     #[cfg(test)]
     pub(super) fn sequences(&self) -> usize {
-        self.lock().sequences
+        self.lock().all.sequences
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -115,30 +109,42 @@ impl Admission {
     }
 }
 
+impl Inside {
+    fn add(&mut self, task: &str, amount: Amount) {
+        let own = self.tasks.entry(task.to_owned()).or_default();
+        for sum in [&mut self.all, own] {
+            sum.sequences += amount.sequences;
+            sum.tokens += amount.tokens;
+        }
+    }
+
+    fn remove(&mut self, task: &str, amount: Amount) {
+        let Some(own) = self.tasks.get_mut(task) else {
+            return;
+        };
+        for sum in [&mut self.all, &mut *own] {
+            sum.sequences -= amount.sequences;
+            sum.tokens -= amount.tokens;
+        }
+        if *own == Amount::default() {
+            self.tasks.remove(task);
+        }
+    }
+}
+
 impl Permit {
     /// The number of tokens has become known.
     pub(super) fn settle(&mut self, tokens: usize) {
         let mut inside = self.admission.lock();
-        inside.tokens = inside.tokens - self.tokens + tokens;
-        if let Some(share) = inside.tasks.get_mut(&self.task) {
-            share.tokens = share.tokens - self.tokens + tokens;
-        }
-        self.tokens = tokens;
+        inside.remove(&self.task, self.amount);
+        self.amount.tokens = tokens;
+        inside.add(&self.task, self.amount);
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut inside = self.admission.lock();
-        inside.sequences -= self.sequences;
-        inside.tokens -= self.tokens;
-        if let Some(share) = inside.tasks.get_mut(&self.task) {
-            share.sequences -= self.sequences;
-            share.tokens -= self.tokens;
-            if share.sequences == 0 {
-                inside.tasks.remove(&self.task);
-            }
-        }
+        self.admission.lock().remove(&self.task, self.amount);
     }
 }
 
@@ -166,10 +172,7 @@ mod tests {
         let three = admission.enter("mood", 3, 3).expect("room again");
         drop(three);
         let inside = admission.lock();
-        assert_eq!(
-            (inside.sequences, inside.tokens, inside.tasks.len()),
-            (0, 0, 0)
-        );
+        assert_eq!((inside.all, inside.tasks.len()), (Amount::default(), 0));
     }
 
     #[test]
