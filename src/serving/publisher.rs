@@ -99,7 +99,7 @@ impl Publisher {
         }
         let entry = Arc::new(entry);
         self.load(&entry).await?;
-        self.tasks.publish_all(std::slice::from_ref(&entry));
+        self.tasks.publish([Arc::clone(&entry)]);
         tracing::info!(task, version = entry.version, "live");
         Ok(())
     }
@@ -114,7 +114,7 @@ impl Publisher {
             .into_iter()
             .map(|live| Arc::new(self.entry(live)))
             .collect();
-        self.tasks.publish_all(&entries);
+        self.tasks.publish(entries.iter().cloned());
         let (pinned, others): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.pinned);
         for entry in pinned
             .into_iter()

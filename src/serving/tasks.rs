@@ -185,15 +185,11 @@ impl TaskTable {
     }
 
     /// Puts the entries in the place of what answered before.
-    pub fn publish(&self, entries: impl IntoIterator<Item = Entry>) {
-        let entries: Vec<_> = entries.into_iter().map(Arc::new).collect();
-        self.publish_all(&entries);
-    }
-
-    pub(super) fn publish_all(&self, entries: &[Arc<Entry>]) {
+    pub fn publish<E: Into<Arc<Entry>>>(&self, entries: impl IntoIterator<Item = E>) {
+        let entries: Vec<Arc<Entry>> = entries.into_iter().map(Into::into).collect();
         self.tasks.rcu(|tasks| {
             let mut tasks = Entries::clone(tasks);
-            for entry in entries {
+            for entry in &entries {
                 tasks.insert(entry.name.as_str().into(), Arc::clone(entry));
             }
             tasks
