@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::bind::{check_labels, snapshot};
 use super::files::{copy_existing, read_json, write_folder, write_json, write_tensors};
-use super::merge::CLASSIFIER;
+use super::merge::without_classifier;
 use super::{AdapterError, AdapterFolder, Scores, TaskConfig};
 use crate::encoder::{Encoder, EncoderConfig, Family, Segment, TaskWeights, Weights};
 use crate::text::PackedBatch;
@@ -56,13 +56,9 @@ impl Classifier {
     pub fn merged(encoder: &Encoder, adapter: &AdapterFolder) -> Result<Self, AdapterError> {
         let changed = adapter.changed_weights(encoder)?;
         let family = encoder.config().family;
-        // As in a merge, the base's own head must not answer under the adapter's name.
-        let base = encoder.weights().head(family).into_iter();
-        let base: Weights = base
-            .filter(|(name, _)| !name.starts_with(CLASSIFIER))
-            .collect();
         let brought = changed.iter().map(|(n, t)| (n.clone(), t.clone()));
-        let head = base.with(brought).head(family);
+        let head = without_classifier(encoder.weights()).with(brought);
+        let head = head.head(family);
         let merged = encoder.with_weights(&changed)?;
         Self::with_head(merged, head, adapter.task.clone())
     }

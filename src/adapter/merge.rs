@@ -10,7 +10,7 @@ use super::{AdapterError, AdapterFolder};
 use crate::encoder::{Encoder, HeadNames, Weights, dora_gain};
 
 /// Every family's last linear, which an adapter always brings, is this module or in it.
-pub(super) const CLASSIFIER: &str = "classifier.";
+const CLASSIFIER: &str = "classifier.";
 
 impl AdapterFolder {
     /// The encoder's weights with the adapter's part in them, its head included: those of a plain
@@ -21,13 +21,7 @@ impl AdapterFolder {
     /// encoder has.
     pub fn merge(&self, encoder: &Encoder) -> Result<Weights, AdapterError> {
         let changed = self.changed_weights(encoder)?;
-        // The base's own head must not answer under the adapter's name.
-        let base = encoder.all_weights()?;
-        let base = base
-            .iter()
-            .filter(|(name, _)| !name.starts_with(CLASSIFIER));
-        let base: Weights = base.map(|(n, t)| (n.clone(), t.clone())).collect();
-        Ok(base.with(changed))
+        Ok(without_classifier(&encoder.all_weights()?).with(changed))
     }
 
     /// The weights that the adapter changes, as they are with its part in them.
@@ -67,6 +61,14 @@ impl AdapterFolder {
         }
         Ok(changed)
     }
+}
+
+/// The weights of a base whose own last linear must not answer under an adapter's name.
+pub(super) fn without_classifier(weights: &Weights) -> Weights {
+    let kept = weights
+        .iter()
+        .filter(|(name, _)| !name.starts_with(CLASSIFIER));
+    kept.map(|(n, t)| (n.clone(), t.clone())).collect()
 }
 
 /// A tensor in the place of one of the encoder's.

@@ -65,14 +65,14 @@ impl Encoder {
         if let Some(tensor) = self.weights.find(name) {
             return Ok(tensor.clone());
         }
-        let missing = || EncoderError::MissingWeight { name: name.into() };
-        let packing = self.packing.as_ref().ok_or_else(missing)?;
-        match &self.folder {
-            Some(folder) if packing.gone.contains(name) => {
-                Weights::read_one(folder, self.config.family, name, self.device())
-            }
-            _ => Err(missing()),
-        }
+        let wanted = BTreeSet::from([name.to_owned()]);
+        let packed = self.packing.as_ref();
+        let read = match packed.is_some_and(|packing| packing.gone.contains(name)) {
+            true => self.read_packed(&wanted)?,
+            false => Weights::default(),
+        };
+        let tensor = read.find(name).cloned();
+        tensor.ok_or_else(|| EncoderError::MissingWeight { name: name.into() })
     }
 
     /// All weights; those that are packed are read from the encoder's folder.
@@ -83,11 +83,22 @@ impl Encoder {
         let Some(packing) = &self.packing else {
             return Ok(self.weights.clone());
         };
-        let mut read = Vec::with_capacity(packing.gone.len());
-        for name in &packing.gone {
-            read.push((name.clone(), self.weight(name)?));
-        }
+        let read = self.read_packed(&packing.gone)?;
+        let read = read.iter().map(|(n, t)| (n.clone(), t.clone()));
         Ok(self.weights.with(read))
+    }
+
+    /// Weights that are packed, from the folder.
+    fn read_packed(&self, names: &BTreeSet<String>) -> Result<Weights, EncoderError> {
+        let wanted = |name: &str| names.contains(name);
+        let read = match &self.folder {
+            Some(folder) => Weights::read_where(folder, self.config.family, self.device(), wanted)?,
+            None => Weights::default(),
+        };
+        match names.iter().find(|name| read.find(name).is_none()) {
+            Some(name) => Err(EncoderError::MissingWeight { name: name.clone() }),
+            None => Ok(read),
+        }
     }
 
     /// This encoder with some weights in the place of its own, packed as it is. What they don't

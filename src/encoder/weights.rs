@@ -16,28 +16,23 @@ pub struct Weights(BTreeMap<String, Tensor>);
 impl Weights {
     /// Reads `model.safetensors` of a folder.
     pub fn read(dir: &Path, family: Family, device: &Device) -> Result<Self, EncoderError> {
+        Self::read_where(dir, family, device, |_| true)
+    }
+
+    /// Reads those tensors of a folder that are wanted by their names here.
+    pub(super) fn read_where(
+        dir: &Path,
+        family: Family,
+        device: &Device,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self, EncoderError> {
         let stored = StoredTensors::open(dir)?;
         let names = stored.names().into_iter();
         names
             .filter_map(|name| Some((name_here(family, &name)?, name)))
+            .filter(|(here, _)| wanted(here))
             .map(|(here, name)| Ok((here, stored.read(&name, device)?)))
             .collect()
-    }
-
-    /// Reads one tensor of a folder, by its name here.
-    pub(super) fn read_one(
-        dir: &Path,
-        family: Family,
-        name: &str,
-        device: &Device,
-    ) -> Result<Tensor, EncoderError> {
-        let stored = StoredTensors::open(dir)?;
-        let names = stored.names();
-        let found = names
-            .iter()
-            .find(|stored| name_here(family, stored).as_deref() == Some(name));
-        let found = found.ok_or_else(|| EncoderError::MissingWeight { name: name.into() })?;
-        stored.read(found, device)
     }
 
     /// These without some.
