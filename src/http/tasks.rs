@@ -198,14 +198,15 @@ pub(super) async fn task(
         .await
         .map_err(ApiError::internal)??;
     if query.format(&headers) == Format::Markdown {
-        let text = markdown(&details);
-        return Ok((
-            [(header::CONTENT_TYPE, "text/markdown; charset=utf-8")],
-            text,
-        )
-            .into_response());
+        return Ok(in_markdown(markdown(&details)));
     }
     Ok(Json(details).into_response())
+}
+
+/// An answer in Markdown.
+pub(super) fn in_markdown(text: String) -> Response {
+    let kind = [(header::CONTENT_TYPE, "text/markdown; charset=utf-8")];
+    (kind, text).into_response()
 }
 
 fn accepted(headers: &HeaderMap) -> Format {

@@ -1,14 +1,14 @@
 //! `GET /v1/tasks/{task}/versions/{first}...{second}`: two versions side by side.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::{ApiError, Problem, problem_set};
 use super::extract::{Json, Path, Query};
-use super::tasks::{Format, TaskQuery};
+use super::tasks::{Format, TaskQuery, in_markdown};
 use crate::distill::report::{Comparison, Report};
 use crate::store::Store;
 
@@ -52,8 +52,7 @@ async fn compare(
     }
     let comparison = Comparison::of(&task, versions, &reports[0], &reports[1]);
     if query.format(&headers) == Format::Markdown {
-        let kind = [(header::CONTENT_TYPE, "text/markdown; charset=utf-8")];
-        return Ok((kind, comparison.to_markdown()).into_response());
+        return Ok(in_markdown(comparison.to_markdown()));
     }
     Ok(Json(comparison).into_response())
 }

@@ -18,6 +18,7 @@ mod splits;
 mod weights;
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
@@ -77,6 +78,11 @@ pub enum Label {
 /// The labels of rows, as [`evaluate`](super::evaluation::evaluate) takes them.
 pub fn labels(rows: &[Row]) -> Vec<Option<&Label>> {
     rows.iter().map(|row| row.label.as_ref()).collect()
+}
+
+/// Whether the name of a file says that it is Parquet.
+pub fn is_parquet(path: &Path) -> bool {
+    read::Format::of(path) == Some(read::Format::Parquet)
 }
 
 /// SHA-256 of rows with their labels, in hexadecimal digits.

@@ -38,13 +38,13 @@ fn unlabelled(n: usize) -> SplitSpec {
     )
 }
 
-fn file(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> SplitSpec {
+pub(super) fn file(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> SplitSpec {
     let path = dir.join(name);
     fs::write(&path, content).unwrap();
     SplitSpec::Path(path)
 }
 
-fn load(spec: &DataSpec) -> Result<Dataset, DataError> {
+pub(super) fn load(spec: &DataSpec) -> Result<Dataset, DataError> {
     Dataset::load(spec, 42, Teacher::None)
 }
 

@@ -5,22 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::tests::{file, load};
 use super::*;
 use crate::distill::spec::{Balanced, ClassWeights, ColumnSpec};
 
 fn golden(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet");
     folder.join(name)
-}
-
-fn file(dir: &Path, name: &str, content: impl AsRef<[u8]>) -> SplitSpec {
-    let path = dir.join(name);
-    fs::write(&path, content).unwrap();
-    SplitSpec::Path(path)
-}
-
-fn load(spec: &DataSpec) -> Result<Dataset, DataError> {
-    Dataset::load(spec, 42, Teacher::None)
 }
 
 fn preset(preset: Preset, folder: &Path) -> DataSpec {

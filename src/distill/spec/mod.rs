@@ -1,5 +1,6 @@
 //! What one distillation pass is asked to do: the body of `POST /admin/distill`.
 
+mod address;
 mod validate;
 
 pub use validate::{FieldError, SpecError};

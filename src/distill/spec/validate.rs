@@ -2,14 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
-
-use axum::http::Uri;
 
 use super::{
     ClassWeights, DataSpec, DistillSpec, FinetuneSpec, HttpTeacherSpec, JobSpec, LoraSpec,
-    SplitSpec, StudentSpec, TeacherSpec, TrainingSpec,
+    SplitSpec, StudentSpec, TeacherSpec, TrainingSpec, address,
 };
 use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS};
 use crate::store::{MAX_TASK_NAME, is_task_name};
@@ -267,7 +264,7 @@ impl Check {
     }
 
     fn http_teacher(&mut self, http: &HttpTeacherSpec) {
-        if let Err(allowed) = check_url(&http.url) {
+        if let Err(allowed) = address::check(&http.url) {
             self.fail("teacher.http.url", quoted(&http.url), allowed);
         }
         for (theirs, name) in &http.labels {
@@ -341,38 +338,6 @@ impl Check {
                 self.fail(field, 0, "must be at least 1");
             }
         }
-    }
-}
-
-/// Whether an address can be asked. Link-local addresses are those of the machines' own services,
-/// such as a cloud's metadata, and never those of a teacher.
-fn check_url(url: &str) -> Result<(), &'static str> {
-    let Ok(uri) = url.parse::<Uri>() else {
-        return Err("must be a whole address, such as http://127.0.0.1:8081/predict");
-    };
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err("must begin with http:// or https://");
-    }
-    let Some(authority) = uri.authority() else {
-        return Err("must name a host");
-    };
-    if authority.as_str().contains('@') {
-        return Err("must hold no user name; a token goes into KDLORA_TEACHER_TOKEN");
-    }
-    let host = authority.host().trim_matches(['[', ']']);
-    let link_local = match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) => address.is_link_local() || address.is_unspecified(),
-        Ok(IpAddr::V6(address)) => {
-            let mapped = address.to_ipv4_mapped();
-            mapped.is_some_and(|address| address.is_link_local())
-                || address.is_unicast_link_local()
-                || address.is_unspecified()
-        }
-        Err(_) => false,
-    };
-    match link_local {
-        true => Err("must not be a link-local address"),
-        false => Ok(()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::adapter::{AdapterFolder, ProblemType, TaskConfig};
-use crate::distill::dataset::{Dataset, KnownTask, Teacher};
+use crate::distill::dataset::{Dataset, KnownTask, Teacher, is_parquet};
 use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
 use crate::encoder::EncoderConfig;
 use crate::http::error::{ApiError, Problem};
@@ -118,10 +118,7 @@ fn task_of_request(spec: &DistillSpec) -> Option<KnownTask> {
 /// A Parquet file tells only when it is decompressed how large it is: that is left to the job's
 /// process.
 fn has_parquet(spec: &DistillSpec) -> bool {
-    paths(spec).any(|path| {
-        path.extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("parquet"))
-    })
+    paths(spec).any(is_parquet)
 }
 
 fn paths(spec: &DistillSpec) -> impl Iterator<Item = &Path> {
