@@ -2,10 +2,9 @@
 
 mod common;
 
-use std::fs;
 use std::time::Instant;
 
-use common::{Install, PATIENCE, Server, letters_or_digits};
+use common::{Install, PATIENCE, is_over, job, job_processes, letters_or_digits, queue};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -18,46 +17,8 @@ fn spec(rows: Vec<Value>, epochs: usize) -> Value {
     })
 }
 
-async fn queue(server: &Server, spec: &Value) -> String {
-    let (status, job) = server.post("/admin/distill", spec).await;
-    assert_eq!(status, 202, "{job}");
-    format!("/admin/jobs/{}", job["id"].as_str().expect("an id"))
-}
-
-/// Asks for the job until `wanted` holds.
-async fn job(server: &Server, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (status, job) = server.get(path).await;
-        assert_eq!(status, 200, "{job}");
-        if wanted(&job) {
-            return job;
-        }
-        assert!(Instant::now() < deadline, "{job}");
-        tokio::task::yield_now().await;
-    }
-}
-
-fn is_over(job: &Value) -> bool {
-    !["queued", "running"].contains(&job["state"].as_str().expect("a state"))
-}
-
 fn is_training(job: &Value) -> bool {
     job["stage"] == "student_training"
-}
-
-/// Processes of this install's jobs that are running.
-fn job_processes(install: &Install) -> usize {
-    let state = install.state();
-    let state = state.to_str().expect("UTF-8");
-    let processes = fs::read_dir("/proc").expect("Linux");
-    let commands = processes.filter_map(|process| {
-        let command = fs::read(process.ok()?.path().join("cmdline")).ok()?;
-        Some(String::from_utf8_lossy(&command).into_owned())
-    });
-    commands
-        .filter(|command| command.contains("--job") && command.contains(state))
-        .count()
 }
 
 #[tokio::test]
@@ -90,7 +51,7 @@ async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_says_so() 
     let running = queue(&server, &long).await;
     let queued = queue(&server, &spec(letters_or_digits(300), 1)).await;
     job(&server, &running, is_training).await;
-    assert_eq!(job_processes(&install), 1);
+    assert_eq!(job_processes(&install).len(), 1);
     server.signal(Signal::KILL);
     server.ended();
 
@@ -108,7 +69,7 @@ async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_says_so() 
     assert_eq!(next["state"], "succeeded", "{next}");
     assert_eq!(next["version"], 1, "the killed job has left no version");
     let deadline = Instant::now() + PATIENCE;
-    while job_processes(&install) > 0 {
+    while !job_processes(&install).is_empty() {
         assert!(
             Instant::now() < deadline,
             "a process has outlived its server"
@@ -125,7 +86,7 @@ async fn a_job_is_cancelled_and_the_server_answers_on() {
     let url = format!("{}{path}", server.url);
     let answer = server.client.delete(url).send().await.expect("an answer");
     assert_eq!(answer.status().as_u16(), 200);
-    assert_eq!(job_processes(&install), 0);
+    assert!(job_processes(&install).is_empty());
     let (_, cancelled) = server.get(&path).await;
     assert_eq!(cancelled["state"], "cancelled");
     let body = json!({"inputs": "a"});

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{Install, PATIENCE, Server, letters_or_digits};
-use rustix::process::{Pid, Signal, kill_process};
+use common::{Install, PATIENCE, Server, is_over, job, job_processes, letters_or_digits, queue};
+use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
 const DEFAULT_ROUNDS: u64 = 4;
@@ -65,48 +65,6 @@ fn start(install: &Install) -> Server {
         .arg(root)
         .args(["--job-threads", "1"]);
     Server::start(&mut command)
-}
-
-async fn queue(server: &Server) -> String {
-    let (status, job) = server.post("/admin/distill", &spec()).await;
-    assert_eq!(status, 202, "{job}");
-    format!("/admin/jobs/{}", job["id"].as_str().expect("an id"))
-}
-
-fn is_over(job: &Value) -> bool {
-    !["queued", "running"].contains(&job["state"].as_str().expect("a state"))
-}
-
-/// The job once `wanted` holds.
-async fn job(server: &Server, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + 2 * PATIENCE;
-    loop {
-        let (status, job) = server.get(path).await;
-        assert_eq!(status, 200, "{job}");
-        if wanted(&job) {
-            return job;
-        }
-        assert!(Instant::now() < deadline, "{job}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Passes of this install that are running.
-fn passes(install: &Install) -> Vec<Pid> {
-    let state = install.state();
-    let state = state.to_str().expect("UTF-8");
-    let processes = fs::read_dir("/proc").expect("Linux").flatten();
-    processes
-        .filter_map(|process| {
-            let command = fs::read(process.path().join("cmdline")).ok()?;
-            let command = String::from_utf8_lossy(&command);
-            // The server itself has `--job-threads`.
-            let is_job = command.split('\0').any(|argument| argument == "--job");
-            let is_pass = is_job && command.contains(state);
-            let id: i32 = process.file_name().to_str()?.parse().ok()?;
-            Pid::from_raw(id).filter(|_| is_pass)
-        })
-        .collect()
 }
 
 fn adapter(install: &Install, version: u64) -> Vec<u8> {
@@ -166,7 +124,7 @@ impl Undisturbed {
         let install = Install::new();
         let server = start(&install);
         let begin = Instant::now();
-        let path = queue(&server).await;
+        let path = queue(&server, &spec()).await;
         let job = job(&server, &path, is_over).await;
         assert_eq!(job["state"], "succeeded", "{job}");
         Self {
@@ -261,10 +219,10 @@ async fn kills_at_random_moments_leave_nothing_half_done() {
     let mut jobs = Vec::new();
     let (mut of_passes, mut of_servers, mut failed) = (0, 0, 0);
     for round in 0..rounds {
-        jobs.push(queue(&server).await);
+        jobs.push(queue(&server, &spec()).await);
         tokio::time::sleep(dice.time(undisturbed.took)).await;
         if dice.next().is_multiple_of(2) {
-            for pass in passes(&install) {
+            for pass in job_processes(&install) {
                 // It may have ended meanwhile.
                 of_passes += i32::from(kill_process(pass, Signal::KILL).is_ok());
             }
@@ -280,7 +238,7 @@ async fn kills_at_random_moments_leave_nothing_half_done() {
     server.signal(Signal::TERM);
     server.ended();
     let deadline = Instant::now() + PATIENCE;
-    while !passes(&install).is_empty() {
+    while !job_processes(&install).is_empty() {
         assert!(Instant::now() < deadline, "a pass has outlived its server");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Install, PATIENCE, letters_or_digits};
+use common::{Install, is_over, job, letters_or_digits, queue};
 use serde_json::json;
 
 /// Distils a version and waits for it.
@@ -13,20 +13,9 @@ async fn distil(server: &common::Server, epochs: usize) {
         "lora": {"r": 4, "alpha": 8, "targets": ["all-linear"]},
         "training": {"epochs": epochs, "batch_size": 8, "learning_rate": 0.01, "max_length": 16},
     });
-    let (status, job) = server.post("/admin/distill", &spec).await;
-    assert_eq!(status, 202, "{job}");
-    let path = format!("/admin/jobs/{}", job["id"].as_str().expect("an id"));
-    let deadline = std::time::Instant::now() + PATIENCE;
-    loop {
-        let (_, job) = server.get(&path).await;
-        match job["state"].as_str() {
-            Some("succeeded") => return,
-            Some("queued" | "running") => {}
-            _ => panic!("{job}"),
-        }
-        assert!(std::time::Instant::now() < deadline, "{job}");
-        tokio::task::yield_now().await;
-    }
+    let path = queue(server, &spec).await;
+    let job = job(server, &path, is_over).await;
+    assert_eq!(job["state"], "succeeded", "{job}");
 }
 
 #[tokio::test]

@@ -157,6 +157,48 @@ impl Install {
     }
 }
 
+/// Asks for a pass; the path of its job.
+pub async fn queue(server: &Server, spec: &Value) -> String {
+    let (status, job) = server.post("/admin/distill", spec).await;
+    assert_eq!(status, 202, "{job}");
+    format!("/admin/jobs/{}", job["id"].as_str().expect("an id"))
+}
+
+/// Asks for the job until `wanted` holds.
+pub async fn job(server: &Server, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (status, job) = server.get(path).await;
+        assert_eq!(status, 200, "{job}");
+        if wanted(&job) {
+            return job;
+        }
+        assert!(Instant::now() < deadline, "{job}");
+        tokio::task::yield_now().await;
+    }
+}
+
+pub fn is_over(job: &Value) -> bool {
+    !["queued", "running"].contains(&job["state"].as_str().expect("a state"))
+}
+
+/// Processes of this install's jobs that are running.
+pub fn job_processes(install: &Install) -> Vec<Pid> {
+    let state = install.state();
+    let state = state.to_str().expect("UTF-8");
+    let processes = fs::read_dir("/proc").expect("Linux").flatten();
+    processes
+        .filter_map(|process| {
+            let command = fs::read(process.path().join("cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&command);
+            // The server itself has `--job-threads`.
+            let is_job = command.split('\0').any(|argument| argument == "--job");
+            let id: i32 = process.file_name().to_str()?.parse().ok()?;
+            Pid::from_raw(id).filter(|_| is_job && command.contains(state))
+        })
+        .collect()
+}
+
 /// Rows of letters or of digits, which a tiny student can tell apart.
 pub fn letters_or_digits(count: usize) -> Vec<Value> {
     let text = |index: usize, first: u8, kinds: usize| -> String {
