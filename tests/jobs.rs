@@ -44,10 +44,10 @@ async fn a_job_ends_in_a_version_that_answers_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_says_so() {
+async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_goes_on_with_it() {
     let install = Install::new();
     let server = install.start();
-    let long = spec(letters_or_digits(2000), 100);
+    let long = spec(letters_or_digits(1000), 8);
     let running = queue(&server, &long).await;
     let queued = queue(&server, &spec(letters_or_digits(300), 1)).await;
     job(&server, &running, is_training).await;
@@ -57,17 +57,13 @@ async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_says_so() 
 
     let server = install.start();
     let job_of_dead_server = job(&server, &running, is_over).await;
-    assert_eq!(job_of_dead_server["state"], "failed");
-    assert!(
-        job_of_dead_server["error"]
-            .as_str()
-            .expect("a reason")
-            .contains("server stopped")
-    );
+    assert_eq!(job_of_dead_server["state"], "succeeded");
+    assert_eq!(job_of_dead_server["attempts"], 2);
+    assert_eq!(job_of_dead_server["version"], 1);
     // The queue has survived.
     let next = job(&server, &queued, is_over).await;
     assert_eq!(next["state"], "succeeded", "{next}");
-    assert_eq!(next["version"], 1, "the killed job has left no version");
+    assert_eq!(next["version"], 2);
     let deadline = Instant::now() + PATIENCE;
     while !job_processes(&install).is_empty() {
         assert!(

@@ -1,16 +1,20 @@
 //! `kdlora distill`: one distillation pass, by hand or as a job of the server.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::CommandError;
 use super::options::StudentArgs;
+use crate::config::Bytes;
 use crate::distill::models::Places;
-use crate::distill::pass;
+use crate::distill::pass::{self, PassError};
 use crate::distill::progress::{Event, Stage};
+use crate::distill::report::Report;
 use crate::distill::spec::DistillSpec;
+use crate::distill::training::Checkpoints;
 use crate::telemetry::chain;
 
 /// Distil a teacher into an adapter of the student.
@@ -44,6 +48,16 @@ pub struct Args {
     /// Cores to use [default: all].
     #[arg(long, env = "KDLORA_THREADS", value_name = "N")]
     threads: Option<usize>,
+    /// Refuse a training that needs more memory than this, such as 2GiB.
+    #[arg(long, env = "KDLORA_MEMORY_LIMIT", value_name = "BYTES")]
+    memory_limit: Option<Bytes>,
+    /// Go on with a pass that was killed, from its last checkpoint in OUT.checkpoint.
+    #[arg(long)]
+    resume: bool,
+    /// Least seconds between two checkpoints; writing them takes a twentieth of the time at most.
+    /// 0 writes one after each step.
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    checkpoint_every: f64,
     /// Report events as lines of JSON on standard output, and end when standard input is closed.
     #[arg(long)]
     job: bool,
@@ -52,31 +66,45 @@ pub struct Args {
 /// Runs the pass; by hand, its report is printed as a Markdown table.
 pub fn run(args: Args) -> Result<(), CommandError> {
     if args.job {
-        end_with_parent()?;
+        give_way();
+        watch_parent()?;
     }
     let threads = match args.threads {
         Some(threads) => threads.max(1),
         None => std::thread::available_parallelism()?.get(),
     };
+    let checkpoints = Checkpoints {
+        folder: beside(&args.out, ".checkpoint"),
+        every: Duration::try_from_secs_f64(args.checkpoint_every)?,
+    };
+    if !args.resume {
+        checkpoints.clear()?;
+    }
     let places = Places {
         cache: args.student.cache.folder()?,
         student: args.student.student,
         adapters: args.adapters,
         teacher_cache: args.state_cache,
         threads,
+        memory_limit: args.memory_limit.map(|Bytes(limit)| limit),
+        checkpoints: Some(checkpoints),
     };
     let spec: DistillSpec = serde_json::from_slice(&std::fs::read(&args.spec)?)?;
     let mut listener: Box<dyn FnMut(Event) + Send> = match args.job {
         true => Box::new(print_event),
         false => bar(),
     };
-    let outcome = pass::run(
-        &spec,
-        &places,
-        &args.out,
-        args.teacher_out.as_deref(),
-        &mut *listener,
-    );
+    // A version appears whole: killed behind that, a pass has nothing left to do.
+    let outcome = match args.resume && args.out.exists() {
+        true => Report::read(&args.out).map_err(PassError::from),
+        false => pass::run(
+            &spec,
+            &places,
+            &args.out,
+            args.teacher_out.as_deref(),
+            &mut *listener,
+        ),
+    };
     match outcome {
         Ok(report) if !args.job => print!("{}", report.to_markdown()),
         Ok(_) => listener(Event::Done),
@@ -97,12 +125,22 @@ const NICENESS: i32 = 10;
 /// server.
 const OUT_OF_MEMORY_SCORE: &str = "500";
 
-/// A job gives way to the server that it belongs to, and does not outlive it: the server holds the
-/// other end of standard input.
-fn end_with_parent() -> Result<(), CommandError> {
+/// A job gives way to the server that it belongs to.
+fn give_way() {
     // Both are courtesies; a system that refuses them is no reason to fail.
     let _ = rustix::process::nice(NICENESS);
     let _ = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_SCORE);
+}
+
+/// The path with an ending behind its name.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Ends this process when its parent, which holds the other end of standard input, is gone.
+pub(super) fn watch_parent() -> Result<(), CommandError> {
     std::thread::Builder::new()
         .name("parent-watch".into())
         .spawn(|| {
@@ -123,7 +161,7 @@ fn print_event(event: Event) {
 }
 
 /// A progress bar a stage, on a terminal; otherwise a line a stage.
-fn bar() -> Box<dyn FnMut(Event) + Send> {
+pub(super) fn bar() -> Box<dyn FnMut(Event) + Send> {
     if !std::io::stderr().is_terminal() {
         return Box::new(|event| {
             if let Event::Stage { stage } = event {

@@ -1,6 +1,7 @@
 //! The command line: one file a command, each with an `Args` and a `run`.
 
 pub mod adapter;
+pub mod compare;
 pub mod distill;
 mod options;
 pub mod pull;
@@ -43,6 +44,7 @@ pub struct Cli {
 pub enum Command {
     Serve(Box<serve::Args>),
     Distill(distill::Args),
+    Compare(compare::Args),
     Adapter(adapter::Args),
     Pull(pull::Args),
 }
@@ -60,6 +62,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Distill(args) => distill::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Adapter(args) => adapter::run(args),
         Command::Pull(args) => pull::run(args).map_err(Into::into),
     };

@@ -9,13 +9,14 @@ use super::PassError;
 use super::dataset::{KnownTask, Row};
 use super::report::ModelSize;
 use super::spec::TeacherSpec;
+use super::training::Checkpoints;
 use crate::adapter::{AdapterFolder, Classifier, TaskConfig};
 use crate::encoder::{Encoder, TaskWeights};
 use crate::hub;
 use crate::text::{Sequence, Tokenizer, Truncation};
 
 /// Weights of an encoder, in its folder.
-const ENCODER_WEIGHTS: &str = "model.safetensors";
+pub const ENCODER_WEIGHTS: &str = "model.safetensors";
 /// Weights of an adapter, in its folder.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
@@ -32,6 +33,10 @@ pub struct Places {
     pub teacher_cache: Option<PathBuf>,
     /// Cores for training and prediction.
     pub threads: usize,
+    /// Bytes that the process may take: a training that needs more is refused.
+    pub memory_limit: Option<u64>,
+    /// Where a pass keeps its trainings while it runs, if it does.
+    pub checkpoints: Option<Checkpoints>,
 }
 
 /// An encoder with its tokenizer.

@@ -1,9 +1,10 @@
 //! Runs queued jobs, one at a time, each in a process of its own.
 //!
-//! The process is `PROGRAM ARGUMENTS --spec SPEC --out FOLDER --state-cache FOLDER`. It reports
-//! [`Event`]s on standard output and ends when its standard input is closed, so that it does not
-//! outlive a server that is killed. Whatever happens to it (an error, a crash, a kill for want
-//! of memory) ends the job with a reason, and nothing else.
+//! The process is `PROGRAM ARGUMENTS --spec SPEC --out FOLDER --state-cache FOLDER --resume`. It
+//! reports [`Event`]s on standard output and ends when its standard input is closed, so that it
+//! does not outlive a server that is killed. If it is killed itself, it is started again and goes
+//! on from its last checkpoint, a few times; any other end without a result (an error, a crash)
+//! ends the job with a reason, and nothing else.
 
 mod limits;
 mod process;
@@ -22,7 +23,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::store::{Change, ChangeKind, Job, JobState, Store, StoreError};
+use crate::store::{Change, ChangeKind, Job, JobState, MAX_ATTEMPTS, Store, StoreError};
 use crate::telemetry::{Metrics, chain};
 pub use limits::JobLimits;
 use process::{Ending, Supervisor};
@@ -131,6 +132,13 @@ struct Running {
     ended: CancellationToken,
 }
 
+/// What becomes of a job whose process has ended.
+enum After {
+    IsOver,
+    /// In the queue, for its next attempt.
+    Waits,
+}
+
 /// The part of a spec that the runner needs.
 #[derive(Deserialize)]
 struct Wishes {
@@ -221,8 +229,8 @@ impl Runner {
         self.shared.stop.cancelled().await;
     }
 
-    /// Stops the running process, marks its job as failed, and returns when that is recorded.
-    /// Queued jobs wait for the next server.
+    /// Stops the running process, puts its job back into the queue, and returns when that is
+    /// recorded. Queued jobs wait for the next server.
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();
         self.shared.tasks.close();
@@ -300,26 +308,44 @@ impl Shared {
         };
         let ending = supervisor.run().await;
         self.config.metrics.training(None, None);
-        if let Err(error) = self.record(job, ending).await {
-            // The row stays at "running"; the next server marks it as failed.
-            tracing::error!(job = job.id, %error, "could not record how the job ended");
-        }
-        if let Err(error) = self.store.clear_job_folder(&job.id).await {
-            tracing::warn!(job = job.id, %error, "could not clear the job's folder");
+        match self.record(job, ending).await {
+            Ok(After::Waits) => {}
+            Ok(After::IsOver) => {
+                if let Err(error) = self.store.clear_job_folder(&job.id).await {
+                    tracing::warn!(job = job.id, %error, "could not clear the job's folder");
+                }
+            }
+            // The row stays at "running"; the next server puts it back into the queue.
+            Err(error) => {
+                tracing::error!(job = job.id, %error, "could not record how the job ended");
+            }
         }
         self.count_jobs().await;
     }
 
-    async fn record(&self, job: &Job, ending: Ending) -> Result<(), StoreError> {
+    async fn record(&self, job: &Job, ending: Ending) -> Result<After, StoreError> {
         match ending {
             Ending::Done { out } => self.keep(job, &out).await?,
             Ending::Cancelled => {
                 self.store.cancel_job(&job.id).await?;
             }
+            Ending::Interrupted => {
+                self.store.requeue_job(&job.id, false).await?;
+                return Ok(After::Waits);
+            }
+            Ending::Killed(reason) if job.attempts < MAX_ATTEMPTS => {
+                self.store.requeue_job(&job.id, true).await?;
+                tracing::warn!(job = job.id, task = job.task, reason, "job is tried again");
+                return Ok(After::Waits);
+            }
+            Ending::Killed(reason) => {
+                let reason = format!("{reason}; it was tried {} times", job.attempts);
+                self.fail(job, &reason).await?;
+            }
             Ending::Failed(reason) => self.fail(job, &reason).await?,
         }
         tracing::info!(job = job.id, task = job.task, "job ended");
-        Ok(())
+        Ok(After::IsOver)
     }
 
     async fn fail(&self, job: &Job, reason: &str) -> Result<(), StoreError> {

@@ -262,11 +262,6 @@ pub(super) fn with_updates(
     if !tracked && dropout.is_none() {
         return Ok(ops::add_updates(&y, x, updates)?);
     }
-    if updates.iter().any(|update| update.map.is_some()) {
-        return Err(EncoderError::Unsupported(
-            "training behind DoRA or biases of an adapter is not implemented".into(),
-        ));
-    }
     let input = match dropout {
         Some(dropout) => ops::dropout(x, dropout)?,
         None => x.clone(),
@@ -277,6 +272,9 @@ pub(super) fn with_updates(
             bias: None,
         };
         let h = ops::linear(&input, &shrink, Activation::None)?;
+        if let Some(map) = &update.map {
+            y = ops::map_columns(&y, map, update.column)?;
+        }
         y = ops::lora_add(&y, &h, &update.b, update.scale, update.column)?;
     }
     Ok(y)

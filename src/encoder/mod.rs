@@ -17,6 +17,7 @@ mod packed;
 mod relative;
 mod stored;
 mod task;
+mod walk;
 mod weights;
 
 pub use config::EncoderConfig;
@@ -28,19 +29,22 @@ pub use relative::{DisentangledConfig, RelativeAttention};
 pub use task::{LoraModule, TaskWeights, dora_gain};
 pub use weights::Weights;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor, Var};
 
-use crate::ops::{self, Activation, AttentionShape, Dropout, EmbedIndices, Norm};
+use crate::ops::{self, Dropout, Norm};
 use crate::text::PackedBatch;
 use conv::Conv;
 use dense::Dense;
-use layer::{Adapted, Layer};
+use layer::Layer;
 use names::Names;
 use packed::Packing;
 use relative::Relative;
+use walk::{Walk, taken};
 
 /// A transformer encoder, `[tokens]` ids to `[tokens, hidden]` states.
 pub struct Encoder {
@@ -256,6 +260,14 @@ impl Encoder {
         })
     }
 
+    /// Outputs of the linear that holds this one: of Q, K and V together for each of them.
+    pub fn fused_width(&self, spec: &LinearSpec) -> usize {
+        match spec.site {
+            Site::Layer(_, layer::Slot::Qkv) => 3 * spec.out_features,
+            _ => spec.out_features,
+        }
+    }
+
     pub fn device(&self) -> &Device {
         self.word.device()
     }
@@ -309,83 +321,85 @@ impl Encoder {
         if segments.is_empty() {
             return Ok(Vec::new());
         }
-        let over_tokens = dropout.map(|dropout| dropout.of_rows(dropout.first_token));
-        let over_sequences = dropout.map(|dropout| dropout.of_rows(dropout.first_sequence));
-        let tokens = Adapted::tokens(batch, segments, over_tokens);
-        let sequences = Adapted::sequences(segments, over_sequences);
-        let first = self.first_states(batch, segments, &tokens, &sequences)?;
-        segments
-            .iter()
-            .map(|segment| {
-                let Range { start, end } = segment.sequences;
-                let first = first.narrow(0, start, end - start)?;
-                segment
-                    .weights
-                    .head_logits(self.head_dense.as_ref(), &first, over_sequences)
-            })
-            .collect()
+        let walk = Walk::new(self, batch, segments, dropout)?;
+        let mut x = walk.embed()?;
+        for index in 0..self.layers.len() {
+            x = walk.layer(index, &x, true)?;
+        }
+        walk.heads(&x)
     }
 
-    /// States of each sequence's first token, `[sequences, hidden]`, which the heads go by.
-    ///
-    /// Behind its attention the last layer works on these rows alone.
-    fn first_states(
+    /// The logits of [forward](Self::forward), and the states `[tokens, hidden]` behind some
+    /// layers, counted from 1; 0 is behind the embeddings.
+    pub fn forward_with_states(
         &self,
         batch: &PackedBatch,
         segments: &[Segment<'_>],
-        tokens: &Adapted<'_>,
-        sequences: &Adapted<'_>,
-    ) -> Result<Tensor, EncoderError> {
-        let firsts: Vec<u32> = batch.offsets[..batch.sequences()]
-            .iter()
-            .map(|start| *start as u32)
-            .collect();
-        let firsts = Tensor::from_vec(firsts, batch.sequences(), self.device())?;
-        let longest = (0..batch.sequences()).map(|i| batch.span(i).len()).max();
-        let positions = self.relative.of_batch(longest.unwrap_or(0))?;
-        let attention = AttentionShape {
-            offsets: batch.offsets.as_slice().into(),
-            heads: self.config.num_attention_heads,
-            scale: self.config.attention_scale(),
-            positions: positions.positions.clone(),
-        };
-        let embedded = self.embed(batch, tokens)?;
-        let mut x = embedded.clone();
-        for (i, layer) in self.layers.iter().enumerate() {
-            let context = layer.attend(&x, &positions, segments, &attention, tokens)?;
-            let last = i + 1 == self.layers.len();
-            x = if last {
-                let context = context.index_select(&firsts, 0)?;
-                layer.finish(&context, &x.index_select(&firsts, 0)?, sequences)?
-            } else {
-                layer.finish(&context, &x, tokens)?
-            };
-            if let (0, Some(conv)) = (i, &self.conv) {
-                let rows = last.then_some(&firsts);
-                x = conv.forward(&embedded, &attention.offsets, &x, rows)?;
+        dropout: Option<ShareDropout>,
+        wanted: &[usize],
+    ) -> Result<(Vec<Tensor>, BTreeMap<usize, Tensor>), EncoderError> {
+        self.check(batch, segments)?;
+        let walk = Walk::new(self, batch, segments, dropout)?;
+        let mut states = BTreeMap::new();
+        let mut x = walk.embed()?;
+        let count = self.layers.len();
+        if wanted.contains(&0) {
+            states.insert(0, x.clone());
+        }
+        for index in 0..count {
+            // Where all of the last layer's rows are wanted, the heads choose theirs of them.
+            let whole = index + 1 == count && wanted.contains(&count);
+            x = walk.layer(index, &x, !whole)?;
+            if wanted.contains(&(index + 1)) {
+                states.insert(index + 1, x.clone());
+            }
+            if whole {
+                x = x.index_select(&walk.firsts, 0)?;
             }
         }
-        Ok(x)
+        Ok((walk.heads(&x)?, states))
     }
 
-    /// Normalised embeddings, `[tokens, hidden]`.
-    fn embed(&self, batch: &PackedBatch, tokens: &Adapted<'_>) -> Result<Tensor, EncoderError> {
-        let indices = EmbedIndices {
-            word: batch.ids.as_slice().into(),
-            position: match self.config.position_embeddings {
-                true => self.config.positions(batch).into(),
-                false => vec![0; batch.tokens()].into(),
-            },
-            token_type: match self.config.type_vocab_size {
-                0 => vec![0; batch.tokens()].into(),
-                _ => batch.type_ids.as_slice().into(),
-            },
-        };
-        let mut embedded = ops::embed(&self.word, &self.position, &self.token_type, indices)?;
-        if let Some(projection) = &self.projection {
-            embedded = tokens.linear(&embedded, projection, Site::Embeddings, Activation::None)?;
+    /// Loss and gradients of a training batch with one segment, layer by layer: of each layer only
+    /// its input is kept, and the rest is computed again when its turn in the backward pass comes
+    /// (gradient checkpointing). `loss` makes a scalar of the logits.
+    ///
+    /// A variable that several layers share has a gradient in several stores: they add up.
+    pub fn backward_by_layer(
+        &self,
+        batch: &PackedBatch,
+        segment: Segment<'_>,
+        dropout: Option<ShareDropout>,
+        loss: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<(f32, Vec<GradStore>), EncoderError> {
+        let segments = [segment];
+        self.check(batch, &segments)?;
+        let walk = Walk::new(self, batch, &segments, dropout)?;
+        let embedded = walk.embed()?;
+        let mut inputs = Vec::with_capacity(self.layers.len());
+        let mut x = embedded.detach();
+        for index in 0..self.layers.len() {
+            let output = walk.layer(index, &x, true)?.detach();
+            inputs.push(std::mem::replace(&mut x, output));
         }
-        Ok(ops::norm(&embedded, &self.embedding_norm)?)
+        let top = Var::from_tensor(&x)?;
+        let logits = walk.heads(top.as_tensor())?;
+        let loss = loss(&logits[0])?;
+        let mut stores = vec![loss.backward()?];
+        let mut gradient = taken(&mut stores, &top);
+        for (index, input) in inputs.into_iter().enumerate().rev() {
+            let Some(dy) = gradient else {
+                return Ok((loss.to_scalar()?, stores));
+            };
+            let x = Var::from_tensor(&input)?;
+            let y = walk.layer(index, x.as_tensor(), true)?;
+            stores.push((y * dy)?.sum_all()?.backward()?);
+            gradient = taken(&mut stores, &x);
+        }
+        if let (true, Some(dy)) = (embedded.track_op(), gradient) {
+            stores.push((embedded * dy)?.sum_all()?.backward()?);
+        }
+        Ok((loss.to_scalar()?, stores))
     }
 
     fn check(&self, batch: &PackedBatch, segments: &[Segment<'_>]) -> Result<(), EncoderError> {

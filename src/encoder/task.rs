@@ -64,7 +64,7 @@ impl LoraModule {
 }
 
 /// What DoRA multiplies each output of W + s·B A by, `[out]`: magnitude / ‖W + s·B A‖, the norm of
-/// each row.
+/// each row, which training takes for a constant (section 4.3 of the paper).
 pub fn dora_gain(
     weight: &Tensor,
     a: &Tensor,
@@ -72,7 +72,7 @@ pub fn dora_gain(
     scale: f64,
     magnitude: &Tensor,
 ) -> candle_core::Result<Tensor> {
-    let adapted = (weight + (b.matmul(a)? * scale)?)?;
+    let adapted = (weight + (b.detach().matmul(&a.detach())? * scale)?)?;
     magnitude.div(&adapted.sqr()?.sum(1)?.sqrt()?)
 }
 
@@ -129,7 +129,13 @@ impl TaskWeights {
     /// Number of LoRA and head weights.
     pub fn parameters(&self) -> usize {
         let lora = self.updates.values().flat_map(|updates| updates.iter());
-        let lora: usize = lora.map(|u| u.a.elem_count() + u.b.elem_count()).sum();
+        let lora: usize = lora
+            .map(|update| {
+                // DoRA's magnitudes, or the biases of an adapter's own.
+                let map = update.map.as_ref().map_or(0, |map| map.gain.elem_count());
+                update.a.elem_count() + update.b.elem_count() + map
+            })
+            .sum();
         let count = |linear: &Linear| {
             linear.weight.elem_count() + linear.bias.as_ref().map_or(0, Tensor::elem_count)
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::activation::Activation;
-use super::linear::Linear;
+use super::linear::{ColumnSums, Linear};
 use super::matrix::{Into, Matrix, MatrixMut, multiply, product};
 use super::{contiguous, if_tracked, output, with_values};
 
@@ -107,7 +107,7 @@ impl LoraUpdate {
         let (rank, input) = self.a.dims2()?;
         let (width, _) = self.b.dims2()?;
         if let Some(map) = &self.map {
-            map.apply(&mut y[self.column..], out, width)?;
+            map.apply(&mut y[self.column..], out)?;
         }
         let mut h = vec![0f32; rows * rank];
         with_values(&self.a, |a| {
@@ -134,18 +134,23 @@ impl LoraUpdate {
 }
 
 impl ColumnMap {
-    /// To the first `width` of every `out` values.
-    fn apply(&self, y: &mut [f32], out: usize, width: usize) -> Result<()> {
+    /// To the first of every `out` values, as many as the map is wide.
+    fn apply(&self, y: &mut [f32], out: usize) -> Result<()> {
         with_values(&self.gain, |gain| {
             with_values(&self.shift, |shift| {
-                for row in y.chunks_mut(out) {
-                    for ((y, gain), shift) in row[..width].iter_mut().zip(gain).zip(shift) {
-                        *y = *y * gain + shift;
-                    }
-                }
+                map_rows(y, out, gain, shift);
                 Ok(())
             })
         })
+    }
+}
+
+/// y ∘ gain + shift for the first values of every `out`.
+fn map_rows(y: &mut [f32], out: usize, gain: &[f32], shift: &[f32]) {
+    for row in y.chunks_mut(out) {
+        for ((y, gain), shift) in row.iter_mut().zip(gain).zip(shift) {
+            *y = *y * gain + shift;
+        }
     }
 }
 
@@ -182,6 +187,63 @@ impl CustomOp2 for AddUpdates<'_> {
 /// `[rows, r]`, `b` `[width, r]`. The part of a trained update behind `h = x Aᵀ`.
 pub fn lora_add(y: &Tensor, h: &Tensor, b: &Tensor, scale: f64, column: usize) -> Result<Tensor> {
     y.apply_op3(h, b, LoraAdd { scale, column })
+}
+
+/// `y` with the map applied to the columns from `column` on; `y` is `[rows, out]`. The form of a
+/// [`ColumnMap`] for tracked tensors.
+pub fn map_columns(y: &Tensor, map: &ColumnMap, column: usize) -> Result<Tensor> {
+    y.apply_op3(&map.gain, &map.shift, MapColumns { column })
+}
+
+struct MapColumns {
+    column: usize,
+}
+
+impl CustomOp3 for MapColumns {
+    fn name(&self) -> &'static str {
+        "map-columns"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &CpuStorage,
+        y_layout: &Layout,
+        gain: &CpuStorage,
+        gain_layout: &Layout,
+        shift: &CpuStorage,
+        shift_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, out) = y_layout.shape().dims2()?;
+        let mut mapped = contiguous(y, y_layout)?.to_vec();
+        let gain = contiguous(gain, gain_layout)?;
+        let shift = contiguous(shift, shift_layout)?;
+        map_rows(&mut mapped[self.column..], out, gain, shift);
+        output(mapped, (rows, out))
+    }
+
+    fn bwd(
+        &self,
+        y: &Tensor,
+        gain: &Tensor,
+        shift: &Tensor,
+        _mapped: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let width = gain.dims()[0];
+        let columns = gradient.narrow(1, self.column, width)?.contiguous()?;
+        let dy = if_tracked(y, || {
+            let gradient = gradient.contiguous()?;
+            let nothing = gain.zeros_like()?;
+            let gain = gain.detach();
+            gradient.apply_op3_no_bwd(&gain, &nothing, self)
+        })?;
+        let dgain = if_tracked(gain, || {
+            let y = y.narrow(1, self.column, width)?;
+            (&columns * y)?.apply_op1_no_bwd(&ColumnSums)
+        })?;
+        let dshift = if_tracked(shift, || columns.apply_op1_no_bwd(&ColumnSums))?;
+        Ok((dy, dgain, dshift))
+    }
 }
 
 struct LoraAdd {
@@ -243,6 +305,18 @@ mod tests {
     fn backward_agrees_with_finite_differences() {
         let inputs = [random(1, (4, 9)), random(2, (4, 2)), random(3, (3, 2))];
         assert_gradient(&inputs, |t| lora_add(&t[0], &t[1], &t[2], 1.7, 3));
+    }
+
+    #[test]
+    fn the_map_of_columns_agrees_with_finite_differences() {
+        let inputs = [random(1, (4, 9)), random(2, 3), random(3, 3)];
+        assert_gradient(&inputs, |t| {
+            let map = ColumnMap {
+                gain: t[1].clone(),
+                shift: t[2].clone(),
+            };
+            map_columns(&t[0], &map, 5)
+        });
     }
 
     #[test]

@@ -32,7 +32,9 @@ pub use crew::Crew;
 pub use dropout::{Dropout, dropout};
 pub use embed::{EmbedIndices, embed};
 pub use linear::{Linear, linear};
-pub use lora::{ColumnMap, LoraUpdate, RowUpdates, add_updates, linear_rows, lora_add};
+pub use lora::{
+    ColumnMap, LoraUpdate, RowUpdates, add_updates, linear_rows, lora_add, map_columns,
+};
 pub use norm::{Norm, add_norm, norm};
 pub use packed::{PackedLinear, Precision, packed_linear};
 pub use unfold::unfold;

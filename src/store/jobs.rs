@@ -27,6 +27,9 @@ pub struct Job {
     pub tokens_per_second: Option<f64>,
     /// Seconds until the stage ends.
     pub eta_seconds: Option<f64>,
+    /// How often its process has been started; shown if more than once.
+    #[serde(skip_serializing_if = "is_usual")]
+    pub attempts: u64,
     /// The version that came of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
@@ -126,6 +129,9 @@ pub struct Progress {
     pub eta_seconds: Option<f64>,
 }
 
+/// Starts of a job's process after which it is not started again.
+pub const MAX_ATTEMPTS: u64 = 3;
+
 const OF_KEY: &str = "SELECT * FROM jobs WHERE idempotency_key = ?";
 
 impl Store {
@@ -212,7 +218,8 @@ impl Store {
     /// Takes the queued job of the greatest priority, among several the oldest, and marks it as
     /// running.
     pub async fn start_next_job(&self) -> Result<Option<Job>, StoreError> {
-        let sql = "UPDATE jobs SET state = 'running', started_at = ?
+        let sql = "UPDATE jobs SET state = 'running', attempts = attempts + 1,
+            started_at = COALESCE(started_at, ?)
             WHERE id = (SELECT id FROM jobs WHERE state = 'queued'
                 ORDER BY priority DESC, id LIMIT 1)
             RETURNING *";
@@ -237,6 +244,26 @@ impl Store {
             .execute(self.pool())
             .await?;
         Ok(())
+    }
+
+    /// Puts a running job back into the queue, in its old place: its process has ended before its
+    /// work was done, and what it has left in the job's folder is gone on with. An interruption
+    /// that is not the job's fault does not count as an attempt.
+    pub async fn requeue_job(&self, id: &str, counts: bool) -> Result<Job, StoreError> {
+        let sql = "UPDATE jobs SET state = 'queued', attempts = attempts - ?, eta_seconds = NULL
+            WHERE id = ? AND state = 'running' RETURNING *";
+        let job: Option<Job> = sqlx::query_as(sql)
+            .bind(i64::from(!counts))
+            .bind(id)
+            .fetch_optional(self.pool())
+            .await?;
+        match job {
+            Some(job) => Ok(job),
+            None => Err(StoreError::JobOver {
+                state: self.job(id).await?.state,
+                id: id.to_owned(),
+            }),
+        }
     }
 
     /// Ends a queued or running job without a version.
@@ -298,6 +325,10 @@ impl Store {
             }),
         }
     }
+}
+
+fn is_usual(attempts: &u64) -> bool {
+    *attempts <= 1
 }
 
 /// Marks a running job as succeeded within the transaction that adds its version.
@@ -368,6 +399,7 @@ impl FromRow<'_, SqliteRow> for Job {
             loss: row.try_get("loss")?,
             tokens_per_second: row.try_get("tokens_per_second")?,
             eta_seconds: row.try_get("eta_seconds")?,
+            attempts: number("attempts")?.unwrap_or_default(),
             version: number("version")?,
             error: row.try_get("error")?,
             created_at: Timestamp::from_millis(row.try_get("created_at")?),

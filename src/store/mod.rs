@@ -39,7 +39,7 @@ use sqlx::sqlite::{
 use sqlx::{Sqlite, Transaction};
 
 pub use error::StoreError;
-pub use jobs::{Created, Job, JobState, NewJob, Progress};
+pub use jobs::{Created, Job, JobState, MAX_ATTEMPTS, NewJob, Progress};
 pub use live::{Change, ChangeKind, LiveVersion};
 pub use recovery::Recovery;
 pub use timestamp::Timestamp;

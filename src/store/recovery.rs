@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use sqlx::{Row, SqlitePool};
 
 use super::artifacts::{self, INCOMING};
-use super::versions::{artifact, unsigned};
+use super::jobs::MAX_ATTEMPTS;
+use super::versions::{artifact, database_int, unsigned};
 use super::{StoreError, Timestamp};
 
 /// What was found and repaired when the state folder was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// Jobs that were running and have been marked as failed. Queued jobs stay queued.
+    /// Jobs that were running and go on from where they were. Queued jobs stay queued.
+    pub requeued_jobs: Vec<String>,
+    /// Jobs that were running in their last attempt and have been marked as failed.
     pub failed_jobs: Vec<String>,
     /// Folders without a row, removed: their version or job was never acknowledged.
     pub removed_folders: Vec<PathBuf>,
@@ -21,15 +24,18 @@ pub struct Recovery {
     pub missing_versions: Vec<(String, u64)>,
 }
 
-const STOPPED: &str = "the server stopped while the job was running";
+const GIVEN_UP: &str =
+    "the server stopped while the job was running, as often as a job is tried again";
 
 pub(super) async fn recover(pool: &SqlitePool, root: &Path) -> Result<Recovery, StoreError> {
-    let failed_jobs = fail_running_jobs(pool).await?;
+    let failed_jobs = fail_last_attempts(pool).await?;
+    let requeued_jobs = requeue_running_jobs(pool).await?;
     let versions = known_versions(pool, &root.join("artifacts")).await?;
     let jobs = known_jobs(pool).await?;
     let root = root.to_owned();
     let mut recovery =
         tokio::task::spawn_blocking(move || clean(&root, &versions, &jobs)).await??;
+    recovery.requeued_jobs = requeued_jobs;
     recovery.failed_jobs = failed_jobs;
     recovery.log();
     Ok(recovery)
@@ -37,8 +43,14 @@ pub(super) async fn recover(pool: &SqlitePool, root: &Path) -> Result<Recovery, 
 
 impl Recovery {
     fn log(&self) {
+        for job in &self.requeued_jobs {
+            tracing::warn!(
+                job,
+                "the server stopped while this job was running; it goes on"
+            );
+        }
         for job in &self.failed_jobs {
-            tracing::warn!(job, "marked as failed: {STOPPED}");
+            tracing::warn!(job, "marked as failed: {GIVEN_UP}");
         }
         for folder in &self.removed_folders {
             tracing::info!(folder = %folder.display(), "removed an unfinished folder");
@@ -61,14 +73,21 @@ struct KnownJobs {
     over: HashSet<String>,
 }
 
-async fn fail_running_jobs(pool: &SqlitePool) -> Result<Vec<String>, StoreError> {
+async fn fail_last_attempts(pool: &SqlitePool) -> Result<Vec<String>, StoreError> {
     let sql = "UPDATE jobs SET state = 'failed', error = ?, eta_seconds = NULL, finished_at = ?
-        WHERE state = 'running' RETURNING id";
+        WHERE state = 'running' AND attempts >= ? RETURNING id";
     Ok(sqlx::query_scalar(sql)
-        .bind(STOPPED)
+        .bind(GIVEN_UP)
         .bind(Timestamp::now().millis())
+        .bind(database_int(MAX_ATTEMPTS))
         .fetch_all(pool)
         .await?)
+}
+
+async fn requeue_running_jobs(pool: &SqlitePool) -> Result<Vec<String>, StoreError> {
+    let sql = "UPDATE jobs SET state = 'queued', eta_seconds = NULL WHERE state = 'running'
+        RETURNING id";
+    Ok(sqlx::query_scalar(sql).fetch_all(pool).await?)
 }
 
 async fn known_versions(
@@ -240,14 +259,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn running_jobs_fail_with_a_reason_and_queued_ones_wait_on() {
-        let (folder, store) = store().await;
+    async fn running_jobs_go_on_until_their_attempts_are_used_up_and_queued_ones_wait_on() {
+        let (folder, mut store) = store().await;
         let (running, queued) = (job(&store).await, job(&store).await);
+        for attempt in 1..MAX_ATTEMPTS {
+            store.start_next_job().await.unwrap();
+            store = reopen(store, &folder).await;
+            let again = store.job(&running).await.unwrap();
+            assert_eq!((again.state, again.attempts), (JobState::Queued, attempt));
+            assert_eq!(
+                store.recovery().requeued_jobs,
+                std::slice::from_ref(&running)
+            );
+            let files = artifacts::children(&store.job_folder(&running)).unwrap();
+            assert_eq!(files.len(), 2, "what it has left stays");
+        }
         store.start_next_job().await.unwrap();
         let store = reopen(store, &folder).await;
         let failed = store.job(&running).await.unwrap();
         assert_eq!(failed.state, JobState::Failed);
-        assert_eq!(failed.error.as_deref(), Some(STOPPED));
+        assert_eq!(failed.error.as_deref(), Some(GIVEN_UP));
         assert!(failed.finished_at.is_some());
         assert_eq!(store.recovery().failed_jobs, std::slice::from_ref(&running));
         let folder_of = |id: &str| artifacts::children(&store.job_folder(id)).unwrap();

@@ -26,6 +26,11 @@ const STEPS: &[(i64, &str, &str)] = &[
         "job priority",
         include_str!("../../migrations/0004_job_priority.sql"),
     ),
+    (
+        5,
+        "job attempts",
+        include_str!("../../migrations/0005_job_attempts.sql"),
+    ),
 ];
 
 pub(super) fn migrator() -> Migrator {

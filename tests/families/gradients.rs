@@ -41,7 +41,9 @@ fn of_lora_and_head(case: &Case, step: &Step) {
             a: tensor(name),
             b: tensor(&format!("{module}.lora_B.weight")),
             scale: adapter.config.scale(module),
-            magnitude: None,
+            magnitude: variables
+                .get(&format!("{module}.lora_magnitude_vector"))
+                .map(|variable| variable.as_tensor().clone()),
             bias: None,
         })
     });
@@ -145,6 +147,8 @@ impl Step {
         let prefix = format!("{name}/");
         let stored = self.tensors.iter().filter_map(|(key, tensor)| {
             let name = key.strip_prefix(&prefix).filter(|name| *name != "loss")?;
+            let magnitude = name.strip_suffix("lora_magnitude_vector.weight");
+            let name = magnitude.map_or(name, |_| name.trim_end_matches(".weight"));
             Some((name, tensor))
         });
         let mut compared = 0;

@@ -387,6 +387,7 @@ STEPS = {
     "deberta-value-all": ["mse"],
     "deberta-classes": ["cross_entropy"],
     "distilbert-classes-plain": ["cross_entropy"],
+    "bert-pairs-dora": ["cross_entropy", "kl"],
 }
 TEMPERATURE = 2.0
 

@@ -140,7 +140,7 @@ impl Answers {
 
     /// The main score where row i occurs `drawn[i]` times. A metric that does not suit the kind of
     /// task counts as 0.
-    fn score(&self, metric: Metric, drawn: &[u32]) -> f64 {
+    pub(super) fn score(&self, metric: Metric, drawn: &[u32]) -> f64 {
         match (metric, self) {
             (Metric::Accuracy, Self::Classes { pairs, .. }) => share_right(pairs, drawn),
             (Metric::Accuracy, Self::Sets { pairs, .. }) => share_right(pairs, drawn),

@@ -90,7 +90,7 @@ fn time<T, E>(call: Call<'_, T, E>, items: &[&T]) -> Result<Duration, E> {
 }
 
 /// Nearest-rank quantiles of at least one time.
-fn quantiles(times: &mut [Duration]) -> Quantiles {
+pub fn quantiles(times: &mut [Duration]) -> Quantiles {
     times.sort_unstable();
     let at = |share: f64| {
         let rank = (share * times.len() as f64).ceil() as usize;

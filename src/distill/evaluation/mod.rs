@@ -11,7 +11,7 @@ mod likeness;
 
 pub use calibration::{Calibration, calibrate};
 pub use difference::{Difference, MAX_DIFFERENCES, MAX_SHOWN_CHARS, Opinion, greatest_differences};
-pub use latency::{Call, LatencyAt, Quantiles, measure_interleaved};
+pub use latency::{Call, LatencyAt, Quantiles, measure_interleaved, quantiles};
 pub use likeness::{Likeness, likeness, teacher_answers};
 
 use std::fmt;
@@ -229,6 +229,36 @@ pub fn majority(
     // A constant has no confidence to be right or wrong about.
     evaluation.ece = None;
     Ok(evaluation)
+}
+
+/// The 95 % bootstrap interval of a weighted sum of scores of models on the same rows: of their
+/// mean, or of the difference of two. Each resample draws the same rows for all of them.
+///
+/// `models` are weights and logits, `[rows][labels]`.
+pub fn interval_of_sum(
+    scoring: Scoring,
+    label_names: &[String],
+    models: &[(f64, &[Vec<f32>])],
+    labels: &[Option<&Label>],
+    seed: u64,
+) -> Result<(f64, f64), EvaluationError> {
+    let mut rows = 0;
+    let mut terms = Vec::with_capacity(models.len());
+    for (weight, logits) in models {
+        check_logits(logits, labels.len(), label_names.len())?;
+        let labelled = labelled(logits, labels);
+        rows = labelled.len();
+        terms.push((
+            *weight,
+            Answers::new(scoring.problem_type, label_names.len(), &labelled)?,
+        ));
+    }
+    Ok(bootstrap::interval(rows, seed, |drawn| {
+        terms
+            .iter()
+            .map(|(weight, answers)| weight * answers.score(scoring.metric, drawn))
+            .sum()
+    }))
 }
 
 /// A row with its label: place among all rows, logits, label.

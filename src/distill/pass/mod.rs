@@ -12,12 +12,14 @@ use candle_core::Tensor;
 
 use super::dataset::{self, DataError, Dataset, Row, Split};
 use super::evaluation::EvaluationError;
-use super::models::{ADAPTER_WEIGHTS, Base, Places, file_bytes};
+use super::models::{ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, file_bytes};
 use super::progress::{Event, Stage, Step};
 use super::report::{PeakMemory, Report, ReportError, TrainingSummary};
 use super::spec::{DistillSpec, SpecError, TrainingSpec};
 use super::teacher_http::HttpTeacherError;
-use super::training::{Example, Learning, TrainError, Trainee, predict, train};
+use super::training::{
+    Checkpoint, Example, LayerTeacher, Learning, TrainError, Trainee, predict, train,
+};
 use crate::adapter::{AdapterError, AdapterFolder, TaskConfig, write_folder};
 use crate::encoder::{Encoder, EncoderError, TaskWeights};
 use crate::hub::HubError;
@@ -56,6 +58,8 @@ pub enum PassError {
     HttpTeacher(#[from] HttpTeacherError),
     #[error("cannot use the cache of the teacher's answers")]
     Cache(#[from] std::io::Error),
+    #[error("the checkpoints of the pass cannot be removed")]
+    Checkpoints(#[source] std::io::Error),
     #[error("the output folder {0} exists already")]
     OutputExists(PathBuf),
 }
@@ -65,6 +69,9 @@ pub type Listener<'a> = &'a mut (dyn FnMut(Event) + Send);
 
 /// Runs a pass. The version's folder (PEFT adapter and `report.json`) appears at `out`, whole or
 /// not at all; a teacher that was fine-tuned by LoRA is kept at `teacher_out`, if that is given.
+///
+/// Trainings go on from the checkpoints that `places` names, if an earlier process has left some of
+/// the same pass; they are removed at the end.
 pub fn run(
     spec: &DistillSpec,
     places: &Places,
@@ -103,7 +110,45 @@ pub fn run(
         Some(AnyTeacher::Http(teacher)) => Some(pass.ask(&teacher)?),
         None => None,
     };
-    pass.distil(student, taught, out)
+    let report = pass.distil(student, taught, out)?;
+    if let Some(checkpoints) = &places.checkpoints {
+        checkpoints.clear().map_err(PassError::Checkpoints)?;
+    }
+    Ok(report)
+}
+
+/// What a training learns from beside the rows' labels. Everything goes by the rows' ids.
+#[derive(Clone, Copy)]
+struct Lessons<'a> {
+    sequences: &'a [Sequence],
+    /// The teacher's logits.
+    teacher: Option<&'a [Vec<f32>]>,
+    /// Whose hidden states are learnt from, and the rows as it reads them.
+    layers: Option<(&'a LayerTeacher, &'a [Sequence])>,
+    checkpoint: Option<&'a Checkpoint>,
+}
+
+/// The rows that there is something to learn from. `sequences` and the teacher's logits go by the
+/// rows' ids; `teacher_sequences` too, where the teacher's hidden states are learnt from.
+pub(in crate::distill) fn examples(
+    rows: &[Row],
+    sequences: &[Sequence],
+    teacher: Option<&[Vec<f32>]>,
+    teacher_sequences: Option<&[Sequence]>,
+) -> Vec<Example> {
+    let of = |row: &Row| Example {
+        sequence: sequences[row.id].clone(),
+        label: row.label.clone(),
+        teacher: match teacher {
+            Some(logits) => Some(logits[row.id].clone()),
+            None => row.teacher_logits.clone(),
+        },
+        teacher_sequence: teacher_sequences.map(|sequences| sequences[row.id].clone()),
+    };
+    rows.iter()
+        .map(of)
+        .filter(|example| example.label.is_some() || example.teacher.is_some())
+        .collect()
 }
 
 struct Pass<'a> {
@@ -114,7 +159,7 @@ struct Pass<'a> {
 }
 
 /// How far the answering of sequences is.
-struct Answering {
+pub(in crate::distill) struct Answering {
     start: Instant,
     sequences: usize,
     tokens: usize,
@@ -122,7 +167,7 @@ struct Answering {
 }
 
 impl Answering {
-    fn of(total: usize) -> Self {
+    pub(in crate::distill) fn of(total: usize) -> Self {
         Self {
             start: Instant::now(),
             sequences: 0,
@@ -131,7 +176,7 @@ impl Answering {
         }
     }
 
-    fn add(&mut self, sequences: usize, tokens: usize) -> Step {
+    pub(in crate::distill) fn add(&mut self, sequences: usize, tokens: usize) -> Step {
         self.sequences += sequences;
         self.tokens += tokens;
         let seconds = self.start.elapsed().as_secs_f64();
@@ -162,29 +207,22 @@ impl Pass<'_> {
         }
     }
 
+    /// The checkpoint of the training of an encoder in this pass.
+    fn checkpoint(&self, training: &str, base: &Base) -> Option<Checkpoint> {
+        let checkpoints = self.places.checkpoints.as_ref()?;
+        let weights = file_bytes(&base.dir.join(ENCODER_WEIGHTS));
+        let context = format!("{} {weights} {}", base.name, self.spec.without_rows());
+        Some(checkpoints.of(training, &context))
+    }
+
     /// Trains on the rows that there is something to learn from.
     fn train(
         &mut self,
         trainee: &Trainee,
-        sequences: &[Sequence],
-        teacher: Option<&[Vec<f32>]>,
+        lessons: Lessons<'_>,
         training: &TrainingSpec,
         dropout: f64,
     ) -> Result<(BTreeMap<String, Tensor>, TrainingSummary), PassError> {
-        let examples = |rows: &[Row]| -> Vec<Example> {
-            let of = |row: &Row| Example {
-                sequence: sequences[row.id].clone(),
-                label: row.label.clone(),
-                teacher: match teacher {
-                    Some(logits) => Some(logits[row.id].clone()),
-                    None => row.teacher_logits.clone(),
-                },
-            };
-            rows.iter()
-                .map(of)
-                .filter(|example| example.label.is_some() || example.teacher.is_some())
-                .collect()
-        };
         let learning = Learning {
             spec: training,
             dropout,
@@ -193,9 +231,16 @@ impl Pass<'_> {
             label_names: &self.data.label_names,
             class_weights: self.data.class_weights.as_deref(),
             threads: self.places.threads,
+            layer_teacher: lessons.layers.map(|(teacher, _)| teacher),
+            memory_limit: self.places.memory_limit,
+            checkpoint: lessons.checkpoint,
         };
-        let train_rows = examples(&self.data.train);
-        let validation_rows = examples(&self.data.validation);
+        let Lessons {
+            sequences, teacher, ..
+        } = lessons;
+        let read = lessons.layers.map(|(_, sequences)| sequences);
+        let train_rows = examples(&self.data.train, sequences, teacher, read);
+        let validation_rows = examples(&self.data.validation, sequences, teacher, None);
         let listener = &mut self.listener;
         let mut progress = |step| listener(Event::Step(step));
         Ok(train(
@@ -275,15 +320,38 @@ impl Pass<'_> {
             labels,
             spec.training.seed,
         )?;
-        let logits = taught.as_ref().map(|taught| taught.logits.as_slice());
-        let (best, training) = self.train(
-            &trainee,
-            &sequences,
-            logits,
-            &spec.training,
-            spec.lora.dropout,
-        )?;
+        let layers = match (&taught, &spec.training.layers) {
+            (
+                Some(Taught {
+                    model: Some(taught),
+                    ..
+                }),
+                Some(losses),
+            ) => {
+                let depth = student.encoder.config().num_hidden_layers;
+                let (encoder, weights) = (taught.encoder()?, taught.weights.clone());
+                let teacher =
+                    LayerTeacher::new(losses, encoder, weights, depth).map_err(TrainError::from)?;
+                Some((teacher, taught.sequences.as_slice()))
+            }
+            _ => None,
+        };
+        let trainee = match &layers {
+            Some((teacher, _)) => {
+                trainee.with_projection(teacher.hidden_size(), spec.training.seed)?
+            }
+            None => trainee,
+        };
+        let checkpoint = self.checkpoint("student", &student);
+        let lessons = Lessons {
+            sequences: &sequences,
+            teacher: taught.as_ref().map(|taught| taught.logits.as_slice()),
+            layers: layers.as_ref().map(|(teacher, read)| (teacher, *read)),
+            checkpoint: checkpoint.as_ref(),
+        };
+        let (best, training) = self.train(&trainee, lessons, &spec.training, spec.lora.dropout)?;
         let training_bytes = memory::peak_resident_bytes();
+        drop(layers);
         let (_, weights) = trainee.network_of(best.clone())?;
 
         self.stage(Stage::Evaluation);

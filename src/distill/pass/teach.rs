@@ -1,26 +1,25 @@
 //! The teacher's part of a pass.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
 
 use super::super::dataset::{KnownTask, Row};
-use super::super::models::{ADAPTER_WEIGHTS, Base, Places, Teacher, TeacherSource, file_bytes};
+use super::super::models::{
+    ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, Teacher, TeacherSource, file_bytes,
+};
 use super::super::progress::{Event, Stage};
 use super::super::report::{ModelSize, TrainingSummary};
 use super::super::spec::{DataSpec, FinetuneMode, FinetuneSpec, TeacherSpec, TrainingSpec};
 use super::super::teacher_cache::TeacherCache;
 use super::super::teacher_http::{Asked, HttpTeacher, TOKEN_VARIABLE};
-use super::super::training::Trainee;
-use super::{Answering, Pass, PassError};
+use super::super::training::{Checkpoint, Trainee};
+use super::{Answering, Lessons, Pass, PassError};
 use crate::adapter::AdapterError;
 use crate::encoder::{Encoder, EncoderConfig, EncoderError, TaskWeights, Weights};
 use crate::text::{Input, Sequence};
-
-/// Learning rates of a teacher's fine-tuning where the request has none.
-const LORA_LEARNING_RATE: f64 = 3e-4;
-const FULL_LEARNING_RATE: f64 = 3e-5;
 
 /// Answers of a teacher that are computed between two writes of the cache.
 const CACHED_AT_ONCE: usize = 1_000;
@@ -78,6 +77,14 @@ pub(super) struct TaughtModel {
     pub(super) sequences: Vec<Sequence>,
 }
 
+/// How a teacher is fine-tuned.
+struct Tuning<'a> {
+    finetune: &'a FinetuneSpec,
+    /// Where its adapter is to be kept.
+    teacher_out: Option<&'a Path>,
+    checkpoint: Option<&'a Checkpoint>,
+}
+
 impl TaughtModel {
     pub(super) fn encoder(&self) -> Result<Arc<Encoder>, EncoderError> {
         match &self.tuned {
@@ -117,8 +124,20 @@ impl Pass<'_> {
                 (weights, size, None)
             }
             (TeacherSource::Untrained, Some(finetune)) => {
-                let (weights, size, summary) =
-                    self.finetune(&mut base, &sequences, finetune, teacher_out)?;
+                let checkpoint = self.checkpoint("teacher", &base);
+                let tuning = Tuning {
+                    finetune,
+                    teacher_out,
+                    checkpoint: checkpoint.as_ref(),
+                };
+                let (weights, size, summary) = self.finetune(&mut base, &sequences, tuning)?;
+                if let Some(Checkpoint { path, .. }) = &checkpoint
+                    && let Some(folder) = path.parent()
+                {
+                    // Named by the trained weights, so that a resumed pass finds its answers.
+                    let files = [base.dir.join(ENCODER_WEIGHTS), path.clone()];
+                    cache = Some(TeacherCache::open(folder, &files, max_length)?);
+                }
                 (weights, size, Some(summary))
             }
             (TeacherSource::Untrained, None) => {
@@ -185,10 +204,10 @@ impl Pass<'_> {
         &mut self,
         base: &mut Base,
         sequences: &[Sequence],
-        finetune: &FinetuneSpec,
-        teacher_out: Option<&Path>,
+        tuning: Tuning<'_>,
     ) -> Result<(TaskWeights, ModelSize, TrainingSummary), PassError> {
         self.stage(Stage::TeacherTraining);
+        let finetune = tuning.finetune;
         let labels = self.data.label_names.len();
         let seed = self.spec.training.seed;
         let full = finetune.mode == FinetuneMode::Full;
@@ -201,22 +220,28 @@ impl Pass<'_> {
         };
         let training = TrainingSpec {
             epochs: finetune.epochs,
-            learning_rate: finetune.learning_rate.unwrap_or(match full {
-                true => FULL_LEARNING_RATE,
-                false => LORA_LEARNING_RATE,
-            }),
+            learning_rate: finetune.learning_rate(),
             // The teacher learns from the labels alone.
             alpha: 0.0,
+            layers: None,
             ..self.spec.training.clone()
         };
-        let (best, summary) =
-            self.train(&trainee, sequences, None, &training, finetune.lora.dropout)?;
+        let lessons = Lessons {
+            sequences,
+            teacher: None,
+            layers: None,
+            checkpoint: tuning.checkpoint,
+        };
+        let (best, summary) = self.train(&trainee, lessons, &training, finetune.lora.dropout)?;
         let (encoder, weights) = trainee.network_of(best.clone())?;
         base.encoder = encoder;
         let task = self.task_config(base, &training);
-        let adapter_bytes = match (trainee.adapter(&best, task)?, teacher_out) {
+        let adapter_bytes = match (trainee.adapter(&best, task)?, tuning.teacher_out) {
             (Some(adapter), Some(dir)) => {
-                adapter.write(dir)?;
+                // An attempt before this one may have written it.
+                if tuning.checkpoint.is_none() || !dir.exists() {
+                    adapter.write(dir)?;
+                }
                 Some(file_bytes(&dir.join(ADAPTER_WEIGHTS)))
             }
             (Some(adapter), None) => Some(4 * adapter.parameters() as u64),
@@ -238,7 +263,12 @@ impl Pass<'_> {
         let Some(mut cache) = cache else {
             return self.answers(encoder, weights, &all);
         };
-        let new: Vec<&Sequence> = all.into_iter().filter(|s| cache.get(s).is_none()).collect();
+        // Each text once, so that what is left after a kill is cut into the same parts.
+        let mut seen = HashSet::new();
+        let new: Vec<&Sequence> = all
+            .into_iter()
+            .filter(|s| cache.get(s).is_none() && seen.insert((&s.ids, &s.type_ids)))
+            .collect();
         let mut answering = Answering::of(new.len());
         for part in new.chunks(CACHED_AT_ONCE) {
             let logits = self.part_of_answers(encoder, weights, part, &mut answering)?;

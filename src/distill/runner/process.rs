@@ -29,8 +29,6 @@ const RECORD_EVERY: Duration = Duration::from_millis(500);
 const LOG_TAIL_BYTES: u64 = 2_000;
 const LOG_TAIL_LINES: usize = 5;
 
-const SERVER_STOPPED: &str = "the server stopped while the job was running";
-
 /// How a process came to its end.
 pub(super) enum Ending {
     /// The output folder is complete.
@@ -38,6 +36,11 @@ pub(super) enum Ending {
         out: PathBuf,
     },
     Cancelled,
+    /// The server stops; another one may go on.
+    Interrupted,
+    /// By a signal from elsewhere; the next attempt goes on. With the reason for the user, should
+    /// there be none.
+    Killed(String),
     /// With the reason for the user.
     Failed(String),
 }
@@ -78,7 +81,7 @@ impl From<Interrupt> for Ending {
     fn from(interrupt: Interrupt) -> Self {
         match interrupt {
             Interrupt::Cancelled => Self::Cancelled,
-            Interrupt::Stopped => Self::Failed(SERVER_STOPPED.to_owned()),
+            Interrupt::Stopped => Self::Interrupted,
             Interrupt::Exceeded(exceeded) => Self::Failed(exceeded.to_string()),
         }
     }
@@ -124,7 +127,10 @@ impl Supervisor<'_> {
         tokio::fs::create_dir_all(&self.folder).await?;
         let spec_path = self.folder.join("spec.json");
         tokio::fs::write(&spec_path, spec.to_string()).await?;
-        let log = File::create(self.log_path())?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
         let child = Command::new(&self.config.program)
             .args(&self.config.arguments)
             .arg("--spec")
@@ -133,6 +139,7 @@ impl Supervisor<'_> {
             .arg(self.out())
             .arg("--state-cache")
             .arg(self.store.cache_folder())
+            .arg("--resume")
             .envs(self.config.environment.iter().cloned())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -227,6 +234,9 @@ impl Supervisor<'_> {
             (_, Some(Verdict::Failed(error))) => Ending::Failed(error),
             (Ok(status), Some(Verdict::Done)) if status.success() => {
                 Ending::Done { out: self.out() }
+            }
+            (Ok(status), _) if status.signal().is_some() => {
+                Ending::Killed(self.crash(status).await)
             }
             (Ok(status), _) => Ending::Failed(self.crash(status).await),
             (Err(error), _) => Ending::Failed(format!("the process was lost: {error}")),

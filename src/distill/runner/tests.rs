@@ -165,17 +165,35 @@ async fn a_crash_is_explained_by_the_end_of_the_log() {
 }
 
 #[tokio::test]
-async fn a_killed_process_fails_its_job_and_the_next_one_runs() {
+async fn a_process_that_is_killed_again_and_again_fails_its_job_and_the_next_one_runs() {
     let house = house("kill -9 $$").await;
     let (first, second) = (house.queue(true).await, house.queue(true).await);
     for id in [first, second] {
         let job = house.end_of(&id).await;
         let error = job.error.unwrap();
         assert!(
-            error.contains("killed by signal 9 (out of memory?)"),
+            error.contains("killed by signal 9 (out of memory?)") && error.contains("3 times"),
             "{error}"
         );
+        assert_eq!(job.attempts, MAX_ATTEMPTS);
     }
+}
+
+#[tokio::test]
+async fn a_killed_process_is_started_again_and_finds_what_it_left() {
+    // The first attempt leaves a file beside its output and is killed, the second finds it.
+    let script = format!(
+        r#"{MAKE_OUTPUT}
+        left="$2.checkpoint"
+        if [ ! -e "$left" ]; then touch "$left"; rm -r "$2"; kill -9 $$; fi
+        echo '{{"event":"done"}}'"#
+    );
+    let house = house(&script).await;
+    let id = house.queue(false).await;
+    let job = house.end_of(&id).await;
+    assert_eq!((job.state, job.attempts), (JobState::Succeeded, 2));
+    house.runner.shutdown().await;
+    assert_eq!(house.files_of(&id), ["log.txt"]);
 }
 
 #[tokio::test]
@@ -233,7 +251,7 @@ async fn a_queued_job_is_cancelled_without_being_started() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_the_running_job_with_a_reason_and_keeps_the_queue() {
+async fn a_stop_puts_the_running_job_back_into_the_queue() {
     let house = house("exec sleep 600").await;
     let first = house.queue(true).await;
     house
@@ -242,8 +260,8 @@ async fn a_stop_ends_the_running_job_with_a_reason_and_keeps_the_queue() {
     let second = house.queue(true).await;
     house.runner.shutdown().await;
     let job = house.store.job(&first).await.unwrap();
-    assert_eq!(job.state, JobState::Failed);
-    assert!(job.error.unwrap().contains("the server stopped"));
+    assert_eq!((job.state, job.attempts), (JobState::Queued, 0));
+    assert!(house.files_of(&first).contains(&"spec.json".to_owned()));
     let job = house.store.job(&second).await.unwrap();
     assert_eq!(job.state, JobState::Queued);
 }

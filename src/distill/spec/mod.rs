@@ -310,6 +310,16 @@ pub struct FinetuneSpec {
     pub lora: LoraSpec,
 }
 
+impl FinetuneSpec {
+    /// The asked learning rate, or the mode's own.
+    pub fn learning_rate(&self) -> f64 {
+        self.learning_rate.unwrap_or(match self.mode {
+            FinetuneMode::Lora => 3e-4,
+            FinetuneMode::Full => 3e-5,
+        })
+    }
+}
+
 fn teacher_lora() -> LoraSpec {
     LoraSpec {
         targets: vec![crate::adapter::ALL_LINEAR.into()],
@@ -335,6 +345,12 @@ pub struct LoraSpec {
     pub dropout: f64,
     /// Last components of module names (`query`, `value`), or `all-linear`.
     pub targets: Vec<String>,
+    /// Scale by α/√r instead of α/r (rsLoRA, arXiv 2312.03732).
+    pub use_rslora: bool,
+    /// Train a magnitude of each output beside the direction (DoRA, arXiv 2402.09353).
+    pub use_dora: bool,
+    /// A stays as it was drawn, only B trains (LoRA-FA, arXiv 2308.03303).
+    pub freeze_a: bool,
 }
 
 impl Default for LoraSpec {
@@ -344,6 +360,9 @@ impl Default for LoraSpec {
             alpha: 16.0,
             dropout: 0.1,
             targets: vec!["query".into(), "value".into()],
+            use_rslora: false,
+            use_dora: false,
+            freeze_a: false,
         }
     }
 }
@@ -368,6 +387,40 @@ pub struct TrainingSpec {
     pub weight_decay: f64,
     /// Greatest global norm of the gradient.
     pub max_grad_norm: f64,
+    /// Keep only each layer's input for the backward pass and compute the rest again (Chen et al.,
+    /// arXiv 1604.06174): less memory, more time.
+    pub gradient_checkpointing: bool,
+    /// Losses between the layers of student and teacher, beside the one on the logits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<LayerLossSpec>,
+}
+
+/// Losses between hidden states of student and teacher, `[tokens, hidden]` each.
+///
+/// Their tokenizers must cut every text into the same number of tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LayerLossSpec {
+    /// Weight of the mean squared error, behind a learned projection to the teacher's size
+    /// (TinyBERT, arXiv 1909.10351, equation 8).
+    pub hidden: f64,
+    /// Weight of 1 − cosine, behind the same projection (DistilBERT, arXiv 1910.01108).
+    pub cosine: f64,
+    /// Pairs of the student's and the teacher's layer, counted from 1; 0 is the embeddings'
+    /// output. Absent: each of the student's layers with the teacher's at the same share of the
+    /// depth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub map: Option<Vec<(usize, usize)>>,
+}
+
+impl Default for LayerLossSpec {
+    fn default() -> Self {
+        Self {
+            hidden: 1.0,
+            cosine: 0.0,
+            map: None,
+        }
+    }
 }
 
 impl Default for TrainingSpec {
@@ -384,6 +437,8 @@ impl Default for TrainingSpec {
             warmup_ratio: 0.06,
             weight_decay: 0.01,
             max_grad_norm: 1.0,
+            gradient_checkpointing: false,
+            layers: None,
         }
     }
 }

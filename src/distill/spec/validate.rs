@@ -5,8 +5,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use super::{
-    ClassWeights, DataSpec, DistillSpec, FinetuneSpec, HttpTeacherSpec, JobSpec, LoraSpec,
-    SplitSpec, StudentSpec, TeacherSpec, TrainingSpec, address,
+    ClassWeights, DataSpec, DistillSpec, FinetuneSpec, HttpTeacherSpec, JobSpec, LayerLossSpec,
+    LoraSpec, SplitSpec, StudentSpec, TeacherSpec, TrainingSpec, address,
 };
 use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS};
 use crate::store::{MAX_TASK_NAME, is_task_name};
@@ -71,6 +71,16 @@ impl DistillSpec {
             check.number("gate.max_calibration_error", error, 0.0..=1.0);
         }
         check.job(&self.job);
+        if self.training.layers.is_some() {
+            match &self.teacher {
+                None => check.fail("training.layers", "given", "there is no teacher"),
+                Some(TeacherSpec { http: Some(_), .. }) => {
+                    let allowed = "a teacher over HTTP shows no hidden states";
+                    check.fail("training.layers", "given", allowed);
+                }
+                Some(_) => {}
+            }
+        }
         if check.fields.is_empty() {
             return Ok(());
         }
@@ -322,6 +332,33 @@ impl Check {
         self.below_one("training.warmup_ratio", training.warmup_ratio, true);
         self.number("training.weight_decay", training.weight_decay, 0.0..=1.0);
         self.positive("training.max_grad_norm", training.max_grad_norm, 1_000.0);
+        if let Some(layers) = &training.layers {
+            self.layer_losses(layers, training.gradient_checkpointing);
+        }
+    }
+}
+
+impl Check {
+    fn layer_losses(&mut self, layers: &LayerLossSpec, gradient_checkpointing: bool) {
+        self.number("training.layers.hidden", layers.hidden, 0.0..=1_000.0);
+        self.number("training.layers.cosine", layers.cosine, 0.0..=1_000.0);
+        if layers.hidden == 0.0 && layers.cosine == 0.0 {
+            self.fail(
+                "training.layers",
+                "without weights",
+                "must give hidden or cosine more than 0",
+            );
+        }
+        if gradient_checkpointing {
+            self.fail(
+                "training.gradient_checkpointing",
+                "true",
+                "does not go with training.layers",
+            );
+        }
+        if layers.map.as_ref().is_some_and(Vec::is_empty) {
+            self.fail("training.layers.map", "empty", "must hold a pair of layers");
+        }
     }
 }
 

@@ -32,6 +32,31 @@ impl AdamW {
         }
     }
 
+    /// First and second moments of each variable that has moved.
+    pub(super) fn moments(&self) -> impl Iterator<Item = (&str, &[f32], &[f32])> {
+        self.moments.iter().map(|(name, moments)| {
+            let Moments { first, second } = moments;
+            (name.as_str(), first.as_slice(), second.as_slice())
+        })
+    }
+
+    /// Goes on after `step` steps with the [moments](Self::moments) of then.
+    pub(super) fn resume(
+        &mut self,
+        step: usize,
+        mut first: BTreeMap<String, Vec<f32>>,
+        second: BTreeMap<String, Vec<f32>>,
+    ) {
+        self.step = i32::try_from(step).unwrap_or(i32::MAX);
+        self.moments = second
+            .into_iter()
+            .filter_map(|(name, second)| {
+                let first = first.remove(&name)?;
+                Some((name, Moments { first, second }))
+            })
+            .collect();
+    }
+
     /// Moves every variable against `scale` times its gradient. A variable without a gradient is
     /// left as it is.
     pub fn step(

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 
-use super::{Example, Learning, Trainee, train};
+use super::{Checkpoint, Checkpoints, Example, LayerTeacher, Learning, TrainError, Trainee, train};
 use crate::adapter::{Classifier, ProblemType, TaskConfig};
 use crate::distill::dataset::Label;
 use crate::distill::evaluation::Metric;
+use crate::distill::progress::Step;
+use crate::distill::report::TrainingSummary;
 use crate::distill::rng::CounterRng;
-use crate::distill::spec::{LoraSpec, TrainingSpec};
+use crate::distill::spec::{LayerLossSpec, LoraSpec, TrainingSpec};
 use crate::encoder::{Encoder, EncoderConfig, Weights};
 use crate::text::Sequence;
 
@@ -42,13 +45,42 @@ fn weights(name: &str) -> Weights {
 }
 
 fn lora_trainee(model: &str) -> Trainee {
-    let encoder = Arc::new(Encoder::new(config(model), &weights(model)).unwrap());
-    let lora = LoraSpec {
+    varied_trainee(model, all_linear())
+}
+
+fn all_linear() -> LoraSpec {
+    LoraSpec {
         r: 2,
         targets: vec!["all-linear".into()],
         ..LoraSpec::default()
-    };
-    Trainee::lora(encoder, &lora, 2, 7).unwrap()
+    }
+}
+
+fn varied_trainee(model: &str, lora: LoraSpec) -> Trainee {
+    Trainee::lora(encoder(model), &lora, 2, 7).unwrap()
+}
+
+fn encoder(model: &str) -> Arc<Encoder> {
+    Arc::new(Encoder::new(config(model), &weights(model)).unwrap())
+}
+
+/// LoRA in each of its forms.
+fn variants() -> [LoraSpec; 4] {
+    [
+        all_linear(),
+        LoraSpec {
+            use_rslora: true,
+            ..all_linear()
+        },
+        LoraSpec {
+            use_dora: true,
+            ..all_linear()
+        },
+        LoraSpec {
+            freeze_a: true,
+            ..all_linear()
+        },
+    ]
 }
 
 /// Sequences whose class is whether token 5 stands in them.
@@ -77,9 +109,19 @@ fn examples(count: u64) -> Vec<Example> {
                 } else {
                     vec![2.0, -2.0]
                 }),
+                teacher_sequence: None,
             }
+            .read_alike()
         })
         .collect()
+}
+
+impl Example {
+    /// With a teacher that reads the same tokens.
+    fn read_alike(mut self) -> Self {
+        self.teacher_sequence = Some(self.sequence.clone());
+        self
+    }
 }
 
 fn spec(epochs: usize) -> TrainingSpec {
@@ -96,6 +138,18 @@ fn run(
     spec: &TrainingSpec,
     threads: usize,
 ) -> (BTreeMap<String, Tensor>, Option<f64>) {
+    let (best, summary) = run_with(trainee, spec, threads, None, None).unwrap();
+    let score = summary.history[summary.best_epoch - 1].validation_score;
+    (best, score)
+}
+
+fn run_with(
+    trainee: &Trainee,
+    spec: &TrainingSpec,
+    threads: usize,
+    layer_teacher: Option<&LayerTeacher>,
+    memory_limit: Option<u64>,
+) -> Result<(BTreeMap<String, Tensor>, TrainingSummary), TrainError> {
     let names = ["no".to_owned(), "yes".to_owned()];
     let learning = Learning {
         spec,
@@ -105,11 +159,12 @@ fn run(
         label_names: &names,
         class_weights: None,
         threads,
+        layer_teacher,
+        memory_limit,
+        checkpoint: None,
     };
     let data = examples(96);
-    let (best, summary) = train(trainee, &data[..64], &data[64..], &learning, &mut |_| {}).unwrap();
-    let score = summary.history[summary.best_epoch - 1].validation_score;
-    (best, score)
+    train(trainee, &data[..64], &data[64..], &learning, &mut |_| {})
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -121,7 +176,8 @@ fn every_variable_moves_within_two_steps() {
     // B begins at zero, so that A has no gradient in the first step.
     for model in ENCODERS {
         let full = Trainee::full(config(model), &weights(model), 2, 7).unwrap();
-        for trainee in [lora_trainee(model), full] {
+        let by_lora = variants().map(|lora| varied_trainee(model, lora));
+        for trainee in by_lora.into_iter().chain([full]) {
             let before = trainee.snapshot().unwrap();
             let one_epoch = TrainingSpec {
                 batch_size: 32,
@@ -213,21 +269,16 @@ fn query_and_value_are_understood_in_every_family() {
 
 #[test]
 fn the_adapter_that_is_written_answers_like_the_trained_network() {
-    for model in ENCODERS {
-        let trainee = lora_trainee(model);
+    for (model, lora) in ENCODERS
+        .iter()
+        .flat_map(|m| variants().map(|lora| (*m, lora)))
+    {
+        let trainee = varied_trainee(model, lora);
         let (best, _) = run(&trainee, &spec(2), 1);
-        let task = TaskConfig {
-            labels: vec!["no".into(), "yes".into()],
-            problem_type: ProblemType::SingleLabelClassification,
-            max_length: 16,
-            truncation: crate::text::Truncation::LongestFirst,
-            temperature: 1.0,
-            base_model: Some("tiny".into()),
-        };
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("adapter");
         trainee
-            .adapter(&best, task)
+            .adapter(&best, task())
             .unwrap()
             .unwrap()
             .write(&dir)
@@ -242,5 +293,247 @@ fn the_adapter_that_is_written_answers_like_the_trained_network() {
         let served =
             super::predict(&encoder, &classifier.weights, &sequences, 1, &|_, _| {}).unwrap();
         assert_eq!(trained, served, "{model}");
+    }
+}
+
+#[test]
+fn gradient_checkpointing_changes_roundings_only() {
+    for model in ENCODERS {
+        let full = || Trainee::full(config(model), &weights(model), 2, 7).unwrap();
+        let makers: [&dyn Fn() -> Trainee; 2] = [&|| lora_trainee(model), &full];
+        for make in makers {
+            let checkpointing = TrainingSpec {
+                gradient_checkpointing: true,
+                learning_rate: 1e-3,
+                ..spec(1)
+            };
+            let plain = TrainingSpec {
+                gradient_checkpointing: false,
+                ..checkpointing.clone()
+            };
+            let (with, without) = (run(&make(), &checkpointing, 2).0, run(&make(), &plain, 2).0);
+            for (name, tensor) in &with {
+                for (a, b) in values(tensor).iter().zip(values(&without[name])) {
+                    assert!((a - b).abs() < 2e-3, "{model}, {name}: {a} {b}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_frozen_a_stays_as_it_was_drawn() {
+    let drawn = lora_trainee("bert-pairs").snapshot().unwrap();
+    let [.., lora] = variants();
+    let trainee = varied_trainee("bert-pairs", lora);
+    let (best, _) = run(&trainee, &spec(2), 1);
+    let matrices = best.iter().filter(|(name, _)| name.contains(".lora_"));
+    let mut frozen = 0;
+    for (name, tensor) in matrices {
+        let same = values(tensor) == values(&drawn[name]);
+        assert_eq!(same, name.contains(".lora_A."), "{name}");
+        frozen += usize::from(same);
+    }
+    assert!(frozen > 0);
+    assert!(trainee.trainable() < lora_trainee("bert-pairs").trainable());
+}
+
+#[test]
+fn the_scale_of_rslora_goes_by_the_root_of_the_rank() {
+    let scale = |lora: LoraSpec| {
+        let trainee = varied_trainee("bert-pairs", lora);
+        let folder = trainee
+            .adapter(&trainee.snapshot().unwrap(), task())
+            .unwrap();
+        folder
+            .unwrap()
+            .config
+            .scale("bert.encoder.layer.0.attention.self.query")
+    };
+    let [plain, rslora, ..] = variants();
+    assert!((scale(plain) - 16.0 / 2.0).abs() < 1e-9);
+    assert!((scale(rslora) - 16.0 / 2f64.sqrt()).abs() < 1e-9);
+}
+
+fn task() -> TaskConfig {
+    TaskConfig {
+        labels: vec!["no".into(), "yes".into()],
+        problem_type: ProblemType::SingleLabelClassification,
+        max_length: 16,
+        truncation: crate::text::Truncation::LongestFirst,
+        temperature: 1.0,
+        base_model: Some("tiny".into()),
+    }
+}
+
+/// A teacher without LoRA.
+fn layer_teacher(model: &str, losses: LayerLossSpec, student: &str) -> LayerTeacher {
+    let (encoder, weights) = lora_trainee(model).network().unwrap();
+    let depth = config(student).num_hidden_layers;
+    LayerTeacher::new(&losses, encoder, weights, depth).unwrap()
+}
+
+#[test]
+fn hidden_states_are_learnt_through_a_projection_where_sizes_differ() {
+    let student = "bert-pairs";
+    let teacher = "mpnet-value";
+    assert_ne!(config(student).hidden_size, config(teacher).hidden_size);
+    for (hidden, cosine) in [(5.0, 0.0), (0.0, 5.0)] {
+        let losses = LayerLossSpec {
+            hidden,
+            cosine,
+            map: None,
+        };
+        let teacher = layer_teacher(teacher, losses, student);
+        let trainee = lora_trainee(student);
+        let (plain, names) = (trainee.trainable(), trainee.variables().len());
+        let trainee = trainee.with_projection(teacher.hidden_size(), 7).unwrap();
+        assert_eq!(trainee.variables().len(), names + 1);
+        assert_eq!(trainee.trainable(), plain, "it is no part of the model");
+        let before = values(trainee.projection().unwrap());
+        let (best, summary) = run_with(&trainee, &spec(12), 2, Some(&teacher), None).unwrap();
+        assert_ne!(before, values(trainee.projection().unwrap()));
+        let loss = |epoch: usize| summary.history[epoch].loss;
+        assert!(loss(11) < 0.9 * loss(0), "{} {}", loss(0), loss(11));
+        let adapter = trainee.adapter(&best, task()).unwrap().unwrap();
+        assert_eq!(adapter.parameters(), plain);
+    }
+}
+
+#[test]
+fn a_student_that_equals_its_teacher_has_no_loss_between_layers() {
+    let model = "bert-pairs";
+    let losses = LayerLossSpec {
+        hidden: 1.0,
+        cosine: 1.0,
+        map: Some(vec![(0, 0), (1, 1), (2, 2)]),
+    };
+    let teacher = layer_teacher(model, losses, model);
+    let trainee = lora_trainee(model)
+        .with_projection(teacher.hidden_size(), 7)
+        .unwrap();
+    assert!(trainee.projection().is_none());
+    let (encoder, weights) = trainee.network().unwrap();
+    let data = examples(5);
+    let sequences: Vec<&Sequence> = data.iter().map(|e| &e.sequence).collect();
+    let batch = crate::text::PackedBatch::new(sequences.iter().copied());
+    let segment = crate::encoder::Segment {
+        sequences: 0..5,
+        weights: &weights,
+    };
+    let (logits, states) = encoder
+        .forward_with_states(&batch, std::slice::from_ref(&segment), None, &[0, 1, 2])
+        .unwrap();
+    let loss = teacher.loss(&states, &sequences, None).unwrap();
+    let loss = loss.to_scalar::<f32>().unwrap();
+    assert!(loss.abs() < 1e-4, "{loss}");
+    let plain = encoder.forward(&batch, &[segment], None).unwrap();
+    for (a, b) in values(&logits[0]).iter().zip(values(&plain[0])) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+}
+
+#[test]
+fn a_map_beyond_the_layers_and_unlike_tokens_are_refused() {
+    let losses = LayerLossSpec {
+        map: Some(vec![(1, 9)]),
+        ..LayerLossSpec::default()
+    };
+    let (encoder, weights) = lora_trainee("bert-pairs").network().unwrap();
+    let error = LayerTeacher::new(&losses, encoder, weights, 2)
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("layer 1 of the student with 9"),
+        "{error}"
+    );
+
+    let teacher = layer_teacher("bert-pairs", LayerLossSpec::default(), "bert-pairs");
+    let mut data = examples(8);
+    data[3].teacher_sequence.as_mut().unwrap().ids.push(3);
+    let names = ["no".to_owned(), "yes".to_owned()];
+    let spec = spec(1);
+    let learning = Learning {
+        spec: &spec,
+        dropout: 0.1,
+        problem_type: ProblemType::SingleLabelClassification,
+        metric: Metric::Accuracy,
+        label_names: &names,
+        class_weights: None,
+        threads: 1,
+        layer_teacher: Some(&teacher),
+        memory_limit: None,
+        checkpoint: None,
+    };
+    let trainee = lora_trainee("bert-pairs");
+    let error = train(&trainee, &data, &[], &learning, &mut |_| {})
+        .err()
+        .unwrap();
+    assert!(matches!(error, TrainError::Tokens { .. }), "{error}");
+}
+
+#[test]
+fn a_training_that_would_not_fit_is_refused_before_it_starts() {
+    let trainee = lora_trainee("bert-pairs");
+    let before = trainee.snapshot().unwrap();
+    let result = run_with(&trainee, &spec(1), 1, None, Some(1 << 20));
+    let error = result.err().unwrap().to_string();
+    assert!(error.contains("may take 1 MiB"), "{error}");
+    for (name, tensor) in trainee.snapshot().unwrap() {
+        assert_eq!(values(&tensor), values(&before[&name]), "{name}");
+    }
+    assert!(run_with(&trainee, &spec(1), 1, None, Some(64 << 30)).is_ok());
+}
+
+#[test]
+fn a_training_that_is_cut_off_goes_on_from_its_checkpoint_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints {
+        folder: folder.path().to_owned(),
+        every: Duration::ZERO,
+    };
+    let checkpoint = checkpoints.of("student", "context");
+    let names = ["no".to_owned(), "yes".to_owned()];
+    let (spec, data) = (spec(3), examples(96));
+    let train_until = |last: usize, checkpoint: Option<&Checkpoint>| {
+        let learning = Learning {
+            spec: &spec,
+            dropout: 0.1,
+            problem_type: ProblemType::SingleLabelClassification,
+            metric: Metric::Accuracy,
+            label_names: &names,
+            class_weights: None,
+            threads: 2,
+            layer_teacher: None,
+            memory_limit: None,
+            checkpoint,
+        };
+        let trainee = varied_trainee("bert-pairs", variants()[2].clone());
+        let mut steps = Vec::new();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut progress = |step: Step| {
+                steps.push(step.step);
+                assert!(step.step < last, "cut off");
+            };
+            train(&trainee, &data[..64], &data[64..], &learning, &mut progress).unwrap()
+        }));
+        (steps, result.ok())
+    };
+    let (_, alone) = train_until(usize::MAX, None);
+    let (alone, history) = alone
+        .map(|(best, summary)| (best, summary.history))
+        .unwrap();
+    // Three epochs of eight steps: cut off in the first, and in the third.
+    assert!(train_until(5, Some(&checkpoint)).1.is_none());
+    assert!(train_until(20, Some(&checkpoint)).1.is_none());
+    let (steps, whole) = train_until(usize::MAX, Some(&checkpoint));
+    assert_eq!(steps, [20, 24]);
+    let (again, nothing_left) = train_until(usize::MAX, Some(&checkpoint));
+    assert!(again.is_empty());
+    for (best, summary) in [whole.unwrap(), nothing_left.unwrap()] {
+        assert_eq!(summary.history, history);
+        for (name, tensor) in &best {
+            assert_eq!(values(tensor), values(&alone[name]), "{name}");
+        }
     }
 }

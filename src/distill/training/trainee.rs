@@ -19,13 +19,27 @@ const HEAD_DEVIATION: f32 = 0.02;
 /// Streams of random numbers for initialisation begin here, one for each variable.
 const STREAM: u64 = 1 << 32;
 
+/// The stream of the projection of hidden states, apart from those, so that a model begins the
+/// same with and without it.
+const PROJECTION_STREAM: u64 = 1 << 40;
+
+/// What DoRA's magnitudes are called behind their linear.
+const MAGNITUDE: &str = ".lora_magnitude_vector";
+
 /// What trains, by name; and how a network is made of it.
 pub struct Trainee {
-    /// LoRA matrices (`{linear}.lora_A.weight`), head tensors and, in full fine-tuning, the
-    /// encoder's weights. Names have no family prefix.
+    /// LoRA matrices (`{linear}.lora_A.weight`), DoRA's magnitudes, head tensors, the projection
+    /// of hidden states and, in full fine-tuning, the encoder's weights. Names have no family
+    /// prefix.
     variables: BTreeMap<String, Var>,
+    /// Of the adapter, but frozen: LoRA-FA's A.
+    constants: BTreeMap<String, Tensor>,
     base: Base,
 }
+
+/// The variable that takes hidden states to a teacher's size, `[teacher's hidden, hidden]`. No part
+/// of the model: it serves the loss.
+const PROJECTION: &str = "hidden_projection.weight";
 
 enum Base {
     /// The encoder is frozen; these linears have LoRA.
@@ -57,6 +71,8 @@ impl Trainee {
             encoder.native_targets(&lora.targets),
             None,
         );
+        config.use_rslora = lora.use_rslora;
+        config.use_dora = lora.use_dora;
         // Beside `classifier`, which every head has.
         let head = HeadNames::of(encoder.config().family);
         if head.stands_alone {
@@ -73,18 +89,31 @@ impl Trainee {
         }
         let mut init = Initialiser::new(seed, encoder.device());
         let mut variables = BTreeMap::new();
+        let mut constants = BTreeMap::new();
         for linear in &targeted {
             let (input, out) = (linear.in_features, linear.out_features);
             // Kaiming uniform with a = √5, PyTorch's and PEFT's default.
             let a = init.uniform(&[lora.r, input], 1.0 / (input as f32).sqrt())?;
             let b = init.zeros(&[out, lora.r])?;
-            variables.insert(format!("{}.lora_A.weight", linear.name), a);
+            let name = format!("{}.lora_A.weight", linear.name);
+            if lora.freeze_a {
+                constants.insert(name, a.as_detached_tensor());
+            } else {
+                variables.insert(name, a);
+            }
             variables.insert(format!("{}.lora_B.weight", linear.name), b);
+            if lora.use_dora {
+                // The norms of the weight's rows: the first answer is the encoder's own.
+                let norms = encoder.linear(linear)?.weight.sqr()?.sum(1)?.sqrt()?;
+                let name = format!("{}{MAGNITUDE}", linear.name);
+                variables.insert(name, Var::from_tensor(&norms)?);
+            }
         }
         let linears = targeted.iter().map(|linear| linear.name.clone()).collect();
         variables.extend(init.head(encoder.config(), encoder.head_dense(), labels)?);
         Ok(Self {
             variables,
+            constants,
             base: Base::Frozen {
                 encoder,
                 linears,
@@ -109,16 +138,80 @@ impl Trainee {
         variables.extend(init.head(&config, encoder.head_dense(), labels)?);
         Ok(Self {
             variables,
+            constants: BTreeMap::new(),
             base: Base::Full(config),
         })
+    }
+
+    /// Adds the projection of hidden states to a teacher's size, if that is another one.
+    pub fn with_projection(
+        mut self,
+        teacher_hidden: usize,
+        seed: u64,
+    ) -> Result<Self, EncoderError> {
+        let hidden = match &self.base {
+            Base::Frozen { encoder, .. } => encoder.config().hidden_size,
+            Base::Full(config) => config.hidden_size,
+        };
+        if hidden != teacher_hidden {
+            let mut init = Initialiser {
+                seed,
+                stream: PROJECTION_STREAM,
+                device: &Device::Cpu,
+            };
+            let bound = 1.0 / (hidden as f32).sqrt();
+            let projection = init.uniform(&[teacher_hidden, hidden], bound)?;
+            self.variables.insert(PROJECTION.into(), projection);
+        }
+        Ok(self)
+    }
+
+    /// Whether the encoder's own weights train.
+    pub fn is_full(&self) -> bool {
+        matches!(self.base, Base::Full(_))
+    }
+
+    /// Numbers a token that all adapters together keep for the backward pass: each site's input
+    /// under dropout, and each update's copy of the whole output of the linear that it is in.
+    pub(super) fn floats_of_adapters(&self) -> u64 {
+        let Base::Frozen {
+            encoder,
+            linears,
+            config,
+        } = &self.base
+        else {
+            return 0;
+        };
+        let copies = if config.use_dora { 2 } else { 1 };
+        let specs = encoder.linears().iter();
+        let adapted = specs.filter(|spec| linears.contains(&spec.name));
+        let floats = adapted.map(|spec| {
+            let fused = encoder.fused_width(spec);
+            spec.in_features + copies * fused + config.r
+        });
+        floats.sum::<usize>() as u64
+    }
+
+    /// The projection of hidden states.
+    pub fn projection(&self) -> Option<&Tensor> {
+        self.variables.get(PROJECTION).map(Var::as_tensor)
     }
 
     pub fn variables(&self) -> &BTreeMap<String, Var> {
         &self.variables
     }
 
-    /// Number of weights that train.
+    /// Number of the model's weights that train.
     pub fn trainable(&self) -> usize {
+        let of_model = self
+            .variables
+            .iter()
+            .filter(|(name, _)| *name != PROJECTION);
+        of_model.map(|(_, v)| v.elem_count()).sum()
+    }
+
+    /// Number of weights that the optimizer has moments of.
+    pub fn optimized(&self) -> usize {
         self.variables.values().map(|v| v.elem_count()).sum()
     }
 
@@ -128,14 +221,16 @@ impl Trainee {
             .variables
             .iter()
             .map(|(n, v)| (n.clone(), v.as_tensor().clone()));
-        self.network_of(tensors.collect())
+        let constants = self.constants.iter().map(|(n, t)| (n.clone(), t.clone()));
+        self.network_of(tensors.chain(constants).collect())
     }
 
     /// The network over detached tensors, such as a [snapshot](Self::snapshot).
     pub fn network_of(
         &self,
-        tensors: BTreeMap<String, Tensor>,
+        mut tensors: BTreeMap<String, Tensor>,
     ) -> Result<(Arc<Encoder>, TaskWeights), EncoderError> {
+        tensors.remove(PROJECTION);
         match &self.base {
             Base::Frozen {
                 encoder,
@@ -169,7 +264,9 @@ impl Trainee {
         else {
             return Ok(None);
         };
-        let (modules, head) = adapted(encoder, linears, config, tensors.clone())?;
+        let mut tensors = tensors.clone();
+        tensors.remove(PROJECTION);
+        let (modules, head) = adapted(encoder, linears, config, tensors)?;
         let config = AdapterConfig {
             base_model_name_or_path: task.base_model.clone(),
             ..config.clone()
@@ -177,12 +274,16 @@ impl Trainee {
         AdapterFolder::from_weights(encoder, config, task, &modules, &head).map(Some)
     }
 
-    /// A copy of the variables' values.
+    /// A copy of the variables' values, and what is frozen of the adapter.
     pub fn snapshot(&self) -> candle_core::Result<BTreeMap<String, Tensor>> {
         let copy = |(name, variable): (&String, &Var)| {
             Ok((name.clone(), variable.as_tensor().copy()?.detach()))
         };
-        self.variables.iter().map(copy).collect()
+        let constants = self
+            .constants
+            .iter()
+            .map(|(n, t)| Ok((n.clone(), t.clone())));
+        self.variables.iter().map(copy).chain(constants).collect()
     }
 }
 
@@ -205,7 +306,10 @@ fn adapted(
             b: take(format!("{name}.lora_B.weight"))?,
             scale: config.scale(&family.full_name(name)),
             name: name.clone(),
-            magnitude: None,
+            magnitude: match config.use_dora {
+                true => Some(take(format!("{name}{MAGNITUDE}"))?),
+                false => None,
+            },
             bias: None,
         });
     }

@@ -1,15 +1,20 @@
 //! The training loop: packed batches shared out over the cores, gradients added up in a fixed
-//! order, so that the same seed, data and thread count give the same bits.
+//! order, so that the same seed, data and thread count give the same bits, killed and resumed or
+//! not.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use candle_core::Tensor;
+use sha2::{Digest as _, Sha256};
 
-use super::loss::{LossWeights, distillation_loss};
+use super::checkpoint::{BestEpoch, Checkpoint, Clock, Kind, Position, Stored, Values};
+use super::layers::{LayerTeacher, NoSuchLayer};
+use super::memory::{self, Mebibytes, MemoryNeed, Source};
 use super::optimizer::{AdamW, clip_scale};
-use super::predict::{in_parallel, predict, share_out};
+use super::predict::predict;
 use super::schedule::learning_rate;
+use super::step::Share;
 use super::trainee::Trainee;
 use crate::adapter::ProblemType;
 use crate::distill::dataset::Label;
@@ -18,8 +23,8 @@ use crate::distill::progress::Step;
 use crate::distill::report::{EpochSummary, TrainingSummary};
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::TrainingSpec;
-use crate::encoder::{EncoderError, Segment, ShareDropout};
-use crate::text::{PackedBatch, Sequence};
+use crate::encoder::EncoderError;
+use crate::text::Sequence;
 
 /// A tokenised row with what it is to be learnt from.
 #[derive(Clone, Debug)]
@@ -28,6 +33,8 @@ pub struct Example {
     pub label: Option<Label>,
     /// The teacher's logits, `[labels]`.
     pub teacher: Option<Vec<f32>>,
+    /// The row as the teacher reads it, where its hidden states are learnt from.
+    pub teacher_sequence: Option<Sequence>,
 }
 
 /// How a training runs.
@@ -41,8 +48,14 @@ pub struct Learning<'a> {
     pub label_names: &'a [String],
     /// How much each label counts in the task loss, `[labels]`; `None` if all count alike.
     pub class_weights: Option<&'a [f32]>,
-    /// Cores to share a batch out over.
+    /// Cores to share a batch out over. A resumed training keeps the number that it began with.
     pub threads: usize,
+    /// Whose hidden states are learnt from, if anyone's. Does not go with gradient checkpointing.
+    pub layer_teacher: Option<&'a LayerTeacher>,
+    /// Bytes that the process may take; more, and the training is refused before it starts.
+    pub memory_limit: Option<u64>,
+    /// Where the training is kept while it runs, and gone on with after a kill.
+    pub checkpoint: Option<&'a Checkpoint>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +67,25 @@ pub enum TrainError {
     Diverged { step: usize },
     #[error("there are no rows to train on")]
     NoRows,
+    #[error(
+        "training.layers compares token by token, but the teacher's tokenizer cuts a text of \
+         {student} tokens into {teacher}"
+    )]
+    Tokens { student: usize, teacher: usize },
+    #[error(transparent)]
+    Layers(#[from] NoSuchLayer),
+    #[error(
+        "the training needs {needed} of memory ({source_of_figure}) and may take {limit}; a smaller \
+         training.batch_size or training.max_length needs less, and so does \
+         training.gradient_checkpointing"
+    )]
+    Memory {
+        needed: Mebibytes,
+        limit: Mebibytes,
+        source_of_figure: Source,
+    },
+    #[error("the checkpoint of the training cannot be written")]
+    Checkpoint(#[source] std::io::Error),
     #[error(transparent)]
     Encoder(#[from] EncoderError),
     #[error(transparent)]
@@ -64,9 +96,6 @@ pub enum TrainError {
 
 /// Steps between two lines of progress.
 const PROGRESS_STEPS: usize = 5;
-
-/// Stream of random numbers that seeds the dropout of each step.
-const DROPOUT: u64 = u64::MAX;
 
 /// Trains, and returns the weights of the epoch with the best score on the validation examples
 /// (the last epoch, if none has a label).
@@ -80,178 +109,234 @@ pub fn train(
     if train.is_empty() {
         return Err(TrainError::NoRows);
     }
-    let spec = learning.spec;
-    let steps = spec.epochs * train.len().div_ceil(spec.batch_size);
-    let mut run = Run {
-        trainee,
-        learning,
-        optimizer: AdamW::new(spec.weight_decay),
-        step: 0,
-        steps,
-        tokens: 0,
-        start: Instant::now(),
+    if learning.layer_teacher.is_some() {
+        check_tokens(train)?;
+    }
+    let mut run = Run::begin(trainee, train, learning)?;
+    if !run.at.finished {
+        run.check_memory(train)?;
+    }
+    while !run.at.finished {
+        run.rest_of_epoch(train, progress)?;
+        run.end_epoch(train.len(), validation)?;
+    }
+    let best = run.at.best.ok_or(TrainError::NoRows)?;
+    let summary = TrainingSummary {
+        epochs: learning.spec.epochs,
+        steps: run.steps,
+        seconds: run.at.seconds,
+        tokens_per_second: run.at.tokens as f64 / run.at.seconds,
+        best_epoch: best.epoch,
+        history: run.at.history,
     };
-    let mut best: Option<(f64, usize, BTreeMap<String, Tensor>)> = None;
-    let mut history = Vec::new();
-    for epoch in 1..=spec.epochs {
-        let loss = run.epoch(epoch, train, progress)?;
-        let score = run.score(validation)?;
+    Ok((run.best, summary))
+}
+
+pub(super) struct Run<'a> {
+    pub(super) trainee: &'a Trainee,
+    pub(super) learning: &'a Learning<'a>,
+    optimizer: AdamW,
+    pub(super) at: Position,
+    /// Steps in all.
+    steps: usize,
+    /// Weights of the best epoch so far.
+    best: BTreeMap<String, Tensor>,
+    /// Seconds of the processes before this one, and when this one began.
+    seconds_before: f64,
+    start: Instant,
+    clock: Clock,
+}
+
+impl<'a> Run<'a> {
+    /// From the start, or from where a checkpoint says.
+    fn begin(
+        trainee: &'a Trainee,
+        train: &[Example],
+        learning: &'a Learning<'a>,
+    ) -> Result<Self, TrainError> {
+        let spec = learning.spec;
+        let every = learning.checkpoint.map(|checkpoint| checkpoint.every);
+        let mut run = Self {
+            trainee,
+            learning,
+            optimizer: AdamW::new(spec.weight_decay),
+            at: Position {
+                fingerprint: fingerprint(trainee, train, learning),
+                threads: learning.threads,
+                epoch: 1,
+                ..Position::default()
+            },
+            steps: spec.epochs * train.len().div_ceil(spec.batch_size),
+            best: BTreeMap::new(),
+            seconds_before: 0.0,
+            start: Instant::now(),
+            clock: Clock::new(every.unwrap_or_default()),
+        };
+        let stored = learning
+            .checkpoint
+            .and_then(|checkpoint| checkpoint.read(&run.at.fingerprint));
+        if let Some(stored) = stored {
+            run.resume(stored)?;
+        }
+        Ok(run)
+    }
+
+    fn resume(&mut self, stored: Stored) -> Result<(), TrainError> {
+        tracing::info!(step = stored.position.step, "going on from a checkpoint");
+        for (name, variable) in self.trainee.variables() {
+            if let Some(tensor) = stored.variables.get(name) {
+                variable.set(&tensor.to_device(variable.device())?)?;
+            }
+        }
+        let step = stored.position.step;
+        self.optimizer.resume(step, stored.first, stored.second);
+        self.seconds_before = stored.position.seconds;
+        self.best = stored.best;
+        self.at = stored.position;
+        Ok(())
+    }
+
+    /// Refuses a training that would not fit: by estimate, then by a trial step.
+    fn check_memory(&self, train: &[Example]) -> Result<(), TrainError> {
+        let (spec, limit) = (self.learning.spec, self.learning.memory_limit);
+        let mut lengths: Vec<usize> = train.iter().map(|e| e.sequence.ids.len()).collect();
+        let tokens = memory::heaviest_batch(&mut lengths, spec.batch_size);
+        let (encoder, _) = self.trainee.network()?;
+        let need = MemoryNeed::estimate(&encoder, self.trainee, self.learning, tokens);
+        drop(encoder);
+        tracing::info!(
+            estimate = %Mebibytes(need.total()),
+            activations = %Mebibytes(need.activations),
+            "memory of the training"
+        );
+        memory::check(need.total(), limit, Source::Estimate)?;
+        if limit.is_none() {
+            return Ok(());
+        }
+        let mut heaviest: Vec<&Example> = train.iter().collect();
+        heaviest.sort_by_key(|example| std::cmp::Reverse(example.sequence.ids.len()));
+        heaviest.truncate(spec.batch_size);
+        let needed = memory::probe(self.trainee, || self.gradients(&heaviest).map(drop))?;
+        memory::check(needed.unwrap_or(0), limit, Source::Probe)
+    }
+
+    /// What is left of a pass over the examples in random order.
+    fn rest_of_epoch(
+        &mut self,
+        examples: &[Example],
+        progress: &mut dyn FnMut(Step),
+    ) -> Result<(), TrainError> {
+        let spec = self.learning.spec;
+        let mut order: Vec<&Example> = examples.iter().collect();
+        CounterRng::new(spec.seed, self.at.epoch as u64).shuffle(&mut order);
+        let (mut recent, mut recent_rows) = (0.0, 0);
+        for batch in order.chunks(spec.batch_size).skip(self.at.batches) {
+            let loss = self.train_batch(batch)?;
+            self.at.loss += loss;
+            self.at.batches += 1;
+            recent += loss;
+            recent_rows += batch.len();
+            if self.at.step.is_multiple_of(PROGRESS_STEPS) || self.at.step == self.steps {
+                progress(self.report(recent / recent_rows as f64));
+                (recent, recent_rows) = (0.0, 0);
+            }
+            if self.clock.is_due() {
+                self.save()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Scores the epoch and keeps its weights if they are the best; on to the next one.
+    fn end_epoch(&mut self, rows: usize, validation: &[Example]) -> Result<(), TrainError> {
+        let epoch = self.at.epoch;
+        let loss = self.at.loss / rows as f64;
+        let score = self.score(validation)?;
         tracing::info!(epoch, loss, validation_score = score, "epoch done");
-        history.push(EpochSummary {
+        self.at.history.push(EpochSummary {
             epoch,
             loss,
             validation_score: score,
         });
         let score = score.unwrap_or(epoch as f64);
-        if best.as_ref().is_none_or(|(best, ..)| score > *best) {
-            best = Some((score, epoch, trainee.snapshot()?));
+        if self.at.best.is_none_or(|best| score > best.score) {
+            self.at.best = Some(BestEpoch { epoch, score });
+            self.best = self.trainee.snapshot()?;
         }
+        (self.at.epoch, self.at.batches, self.at.loss) = (epoch + 1, 0, 0.0);
+        self.at.seconds = self.seconds();
+        self.at.finished = epoch == self.learning.spec.epochs;
+        if self.at.finished || self.clock.is_due() {
+            self.save()?;
+        }
+        Ok(())
     }
-    let (_, best_epoch, weights) = best.ok_or(TrainError::NoRows)?;
-    let seconds = run.start.elapsed().as_secs_f64();
-    let summary = TrainingSummary {
-        epochs: spec.epochs,
-        steps,
-        seconds,
-        tokens_per_second: run.tokens as f64 / seconds,
-        best_epoch,
-        history,
-    };
-    Ok((weights, summary))
-}
 
-struct Run<'a> {
-    trainee: &'a Trainee,
-    learning: &'a Learning<'a>,
-    optimizer: AdamW,
-    /// Steps done, and to do in all.
-    step: usize,
-    steps: usize,
-    /// Tokens trained on so far.
-    tokens: usize,
-    start: Instant,
-}
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.start.elapsed().as_secs_f64()
+    }
 
-/// Loss sum and gradients by variable of one share of a batch.
-struct Share {
-    loss: f64,
-    gradients: BTreeMap<String, Vec<f32>>,
-}
-
-impl Run<'_> {
-    /// One pass over the examples in random order; returns the mean loss of its rows.
-    fn epoch(
-        &mut self,
-        epoch: usize,
-        examples: &[Example],
-        progress: &mut dyn FnMut(Step),
-    ) -> Result<f64, TrainError> {
-        let spec = self.learning.spec;
-        let mut order: Vec<&Example> = examples.iter().collect();
-        CounterRng::new(spec.seed, epoch as u64).shuffle(&mut order);
-        let mut total = 0.0;
-        let (mut recent, mut recent_rows) = (0.0, 0);
-        for batch in order.chunks(spec.batch_size) {
-            let loss = self.train_batch(batch)?;
-            total += loss;
-            recent += loss;
-            recent_rows += batch.len();
-            if self.step.is_multiple_of(PROGRESS_STEPS) || self.step == self.steps {
-                progress(self.report(recent / recent_rows as f64));
-                (recent, recent_rows) = (0.0, 0);
-            }
+    /// Writes the checkpoint, if there is to be one.
+    fn save(&mut self) -> Result<(), TrainError> {
+        let Some(checkpoint) = self.learning.checkpoint else {
+            return Ok(());
+        };
+        self.at.seconds = self.seconds();
+        let tensor = |kind| move |(name, values)| (kind, name, Values::Tensor(values));
+        let best = self.best.iter().map(|(n, t)| (n.as_str(), t));
+        let best = best.map(tensor(Kind::Best));
+        if self.at.finished {
+            let written = checkpoint.write(&mut self.clock, &self.at, best);
+            return written.map_err(TrainError::Checkpoint);
         }
-        Ok(total / examples.len() as f64)
+        let variables = self.trainee.variables().iter();
+        let variables = variables.map(|(n, v)| (n.as_str(), v.as_tensor()));
+        let moments = self.optimizer.moments().flat_map(|(name, first, second)| {
+            [
+                (Kind::FirstMoment, name, Values::Slice(first)),
+                (Kind::SecondMoment, name, Values::Slice(second)),
+            ]
+        });
+        let all = variables.map(tensor(Kind::Variable)).chain(moments);
+        checkpoint
+            .write(&mut self.clock, &self.at, all.chain(best))
+            .map_err(TrainError::Checkpoint)
     }
 
     fn report(&self, loss: f64) -> Step {
-        let seconds = self.start.elapsed().as_secs_f64();
+        let seconds = self.seconds();
         Step {
-            step: self.step,
+            step: self.at.step,
             steps: self.steps,
             loss: Some(loss),
-            tokens_per_second: self.tokens as f64 / seconds,
-            eta_seconds: seconds / self.step as f64 * (self.steps - self.step) as f64,
+            tokens_per_second: self.at.tokens as f64 / seconds,
+            eta_seconds: seconds / self.at.step as f64 * (self.steps - self.at.step) as f64,
         }
     }
 
     /// One optimizer step; returns the sum of the rows' losses.
     fn train_batch(&mut self, batch: &[&Example]) -> Result<f64, TrainError> {
         let spec = self.learning.spec;
-        let lengths: Vec<usize> = batch.iter().map(|e| e.sequence.ids.len()).collect();
-        let shares = share_out(&lengths, self.learning.threads);
-        let results = in_parallel(shares.len(), |i| {
-            let first = shares[i].start;
-            let dropout = ShareDropout {
-                rate: self.learning.dropout,
-                seed: CounterRng::new(spec.seed, DROPOUT).u64_at(self.step as u64),
-                first_token: lengths[..first].iter().sum(),
-                first_sequence: first,
-            };
-            self.share(&batch[shares[i].clone()], dropout)
-        })?;
-        let mut loss = 0.0;
-        let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        for share in results {
-            loss += share.loss;
-            for (name, gradient) in share.gradients {
-                match gradients.get_mut(&name) {
-                    Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
-                    None => {
-                        gradients.insert(name, gradient);
-                    }
-                }
-            }
-        }
+        let Share { loss, gradients } = self.gradients(batch)?;
         if !loss.is_finite() {
             return Err(TrainError::Diverged {
-                step: self.step + 1,
+                step: self.at.step + 1,
             });
         }
         // Shares sum over rows; the step follows the mean of the batch.
         let mean = 1.0 / batch.len() as f64;
         let clip = clip_scale(&gradients, spec.max_grad_norm / mean);
-        let rate = learning_rate(spec.learning_rate, self.step, self.steps, spec.warmup_ratio);
+        let rate = learning_rate(
+            spec.learning_rate,
+            self.at.step,
+            self.steps,
+            spec.warmup_ratio,
+        );
         self.optimizer
             .step(self.trainee.variables(), &gradients, mean * clip, rate)?;
-        self.step += 1;
-        self.tokens += lengths.iter().sum::<usize>();
+        self.at.step += 1;
+        self.at.tokens += batch.iter().map(|e| e.sequence.ids.len()).sum::<usize>();
         Ok(loss)
-    }
-
-    /// Forward and backward of some examples.
-    fn share(&self, examples: &[&Example], dropout: ShareDropout) -> Result<Share, TrainError> {
-        let batch = PackedBatch::new(examples.iter().map(|example| &example.sequence));
-        let (encoder, weights) = self.trainee.network()?;
-        let segment = Segment {
-            sequences: 0..batch.sequences(),
-            weights: &weights,
-        };
-        let logits = encoder.forward(&batch, &[segment], Some(dropout))?;
-        let labels: Vec<Option<&Label>> = examples.iter().map(|e| e.label.as_ref()).collect();
-        let teacher: Vec<Option<&[f32]>> = examples.iter().map(|e| e.teacher.as_deref()).collect();
-        let loss = distillation_loss(
-            self.learning.problem_type,
-            &logits[0],
-            &labels,
-            &teacher,
-            LossWeights {
-                temperature: self.learning.spec.temperature,
-                alpha: self.learning.spec.alpha,
-                labels: self.learning.class_weights,
-            },
-        )?;
-        let store = loss.backward()?;
-        let mut gradients = BTreeMap::new();
-        for (name, variable) in self.trainee.variables() {
-            if let Some(gradient) = store.get(variable.as_tensor()) {
-                gradients.insert(name.clone(), gradient.flatten_all()?.to_vec1::<f32>()?);
-            }
-        }
-        Ok(Share {
-            loss: f64::from(loss.to_scalar::<f32>()?),
-            gradients,
-        })
     }
 
     /// Main score on the labelled validation examples, if there are any.
@@ -276,4 +361,44 @@ impl Run<'_> {
         )?;
         Ok(Some(evaluation.score.value))
     }
+}
+
+/// Hidden states are compared token by token.
+fn check_tokens(examples: &[Example]) -> Result<(), TrainError> {
+    for example in examples {
+        let student = example.sequence.ids.len();
+        let teacher = example.teacher_sequence.as_ref().map_or(0, |s| s.ids.len());
+        if student != teacher {
+            return Err(TrainError::Tokens { student, teacher });
+        }
+    }
+    Ok(())
+}
+
+/// Digest of everything that the trained bits depend on, save the number of shares.
+fn fingerprint(trainee: &Trainee, train: &[Example], learning: &Learning<'_>) -> String {
+    let mut digest = Sha256::new();
+    let context = learning.checkpoint.map(|checkpoint| &checkpoint.context);
+    digest.update(format!(
+        "{context:?} {:?} {} {:?} {:?} {:?} {:?}\n",
+        learning.spec,
+        learning.dropout,
+        learning.problem_type,
+        learning.metric,
+        learning.label_names,
+        learning.class_weights,
+    ));
+    for (name, variable) in trainee.variables() {
+        digest.update(format!("{name} {:?}\n", variable.dims()));
+    }
+    for example in train {
+        let Sequence { ids, type_ids, .. } = &example.sequence;
+        digest.update(format!("{ids:?} {type_ids:?} {:?} ", example.label));
+        let teacher: Option<Vec<u32>> = example
+            .teacher
+            .as_ref()
+            .map(|logits| logits.iter().map(|logit| logit.to_bits()).collect());
+        digest.update(format!("{teacher:?}\n"));
+    }
+    format!("{:x}", digest.finalize())
 }

@@ -1,0 +1,101 @@
+//! `kdlora compare`: the ways to make a classifier side by side.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use super::CommandError;
+use super::distill::{bar, watch_parent};
+use super::options::StudentArgs;
+use crate::distill::compare::{self, Announcement, CompareSpec, Order};
+use crate::distill::models::Places;
+
+/// Compare the teacher, fine-tuned in full and by LoRA, with students, with and without
+/// distillation, on one data set over several seeds.
+///
+/// SPEC is JSON, see the README. The table appears in OUT as compare.md, compare.json and
+/// compare.svg. What OUT holds of a comparison already is not done again.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// File with the request.
+    #[arg(long, value_name = "FILE", required_unless_present = "order")]
+    spec: Option<PathBuf>,
+    /// Folder of the comparison.
+    #[arg(long, value_name = "DIR", required_unless_present = "order")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    student: StudentArgs,
+    /// Folder of the ready-made adapters, among them the teachers'.
+    #[arg(
+        long,
+        env = "KDLORA_ADAPTERS",
+        default_value = "models/adapters",
+        value_name = "DIR"
+    )]
+    adapters: PathBuf,
+    /// Cores to use [default: all].
+    #[arg(long, env = "KDLORA_THREADS", value_name = "N")]
+    threads: Option<usize>,
+    /// One process's part of a comparison; it ends when standard input is closed.
+    #[arg(long, hide = true, value_name = "FILE", conflicts_with_all = ["spec", "out"])]
+    order: Option<PathBuf>,
+}
+
+/// Makes what is missing of the comparison and prints its table.
+pub fn run(args: Args) -> Result<(), CommandError> {
+    let threads = match args.threads {
+        Some(threads) => threads.max(1),
+        None => std::thread::available_parallelism()?.get(),
+    };
+    let places = Places {
+        cache: args.student.cache.folder()?,
+        student: args.student.student,
+        adapters: args.adapters,
+        teacher_cache: None,
+        threads,
+        memory_limit: None,
+        checkpoints: None,
+    };
+    if let Some(order) = &args.order {
+        watch_parent()?;
+        let order: Order = serde_json::from_slice(&std::fs::read(order)?)?;
+        return Ok(compare::carry_out(&order, &places, &mut *bar())?);
+    }
+    let (Some(spec), Some(out)) = (&args.spec, &args.out) else {
+        return Err("--spec and --out are needed".into());
+    };
+    let spec: CompareSpec = serde_json::from_slice(&std::fs::read(spec)?)?;
+    let mut process = |order: &Path| carry_out(order, &places);
+    let comparison = compare::run(&spec, &places, out, &mut process, &mut say)?;
+    print!("{}", comparison.to_markdown());
+    Ok(())
+}
+
+/// Runs this program for an order, and waits.
+fn carry_out(order: &Path, places: &Places) -> io::Result<ExitStatus> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["--log", "warn", "compare", "--order"])
+        .arg(order)
+        .arg("--student")
+        .arg(&places.student)
+        .arg("--cache")
+        .arg(&places.cache)
+        .arg("--adapters")
+        .arg(&places.adapters)
+        .arg("--threads")
+        .arg(places.threads.to_string())
+        // Held open until the child has ended: should this process die, the child does too.
+        .stdin(Stdio::piped())
+        .spawn()?;
+    let lifeline = child.stdin.take();
+    let status = child.wait();
+    drop(lifeline);
+    status
+}
+
+fn say(next: Announcement) {
+    eprintln!(
+        "[{}/{}] {}: {}",
+        next.number, next.total, next.name, next.what
+    );
+}
