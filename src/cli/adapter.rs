@@ -17,9 +17,17 @@ use crate::hub;
 use crate::store::{Origin, Store};
 use crate::text::Truncation;
 
+const EXAMPLES: &str = "\
+Examples:
+  kdlora adapter inspect DIR --student minilm-l6
+  kdlora adapter import DIR --task mood --promote
+  kdlora adapter export mood@2 --out DIR
+  kdlora adapter merge DIR --student minilm-l6 --out DIR";
+
 /// Look at adapters (PEFT folders), bring them into a server's state folder and out of it, fold
 /// them into plain models.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(subcommand)]
     command: AdapterCommand,

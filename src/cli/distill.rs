@@ -17,11 +17,19 @@ use crate::distill::spec::DistillSpec;
 use crate::distill::training::Checkpoints;
 use crate::telemetry::chain;
 
+const EXAMPLES: &str = "\
+Examples:
+  echo '{\"task\": \"film-mood\", \"data\": {\"train\": {\"path\": \"rows.jsonl\"}}, \\
+    \"teacher\": {\"model\": \"mpnet-base\", \"adapter\": \"movie-sentiment\"}}' > pass.json
+  kdlora distill --spec pass.json --out film-mood
+  kdlora adapter import film-mood --task film-mood --promote";
+
 /// Distil a teacher into an adapter of the student.
 ///
 /// SPEC is the JSON that `POST /admin/distill` takes. The adapter (a PEFT folder) and its
 /// report.json appear in OUT, whole or not at all.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// File with the request.
     #[arg(long, value_name = "FILE")]

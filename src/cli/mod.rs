@@ -2,7 +2,9 @@
 
 pub mod adapter;
 pub mod compare;
+pub mod completions;
 pub mod distill;
+pub mod man;
 mod options;
 pub mod pull;
 pub mod serve;
@@ -14,9 +16,17 @@ use clap::{Parser, Subcommand};
 use crate::telemetry::chain;
 use crate::telemetry::logs::{self, LogFormat};
 
+const EXAMPLES: &str = "\
+Examples:
+  kdlora serve                                  the ready-made tasks, and a page, on http://127.0.0.1:8080
+  kdlora pull --list                            encoders that can be named
+  kdlora distill --spec pass.json --out DIR     one distillation by hand
+  kdlora compare --spec ways.json --out DIR     the ways to make a classifier, side by side
+  kdlora adapter inspect DIR                    what an adapter of PEFT is";
+
 /// Serves text classifiers distilled into LoRA adapters of one small encoder, and distils them.
 #[derive(Debug, Parser)]
-#[command(name = "kdlora", version)]
+#[command(name = "kdlora", version, after_help = EXAMPLES)]
 pub struct Cli {
     /// What to log to standard error: a level, or `target=level` pairs, comma-separated.
     #[arg(
@@ -47,6 +57,8 @@ pub enum Command {
     Compare(compare::Args),
     Adapter(adapter::Args),
     Pull(pull::Args),
+    Completions(completions::Args),
+    Man(man::Args),
 }
 
 /// What a command ends with when it fails; printed with its causes, exit status 1.
@@ -65,6 +77,11 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(args),
         Command::Adapter(args) => adapter::run(args),
         Command::Pull(args) => pull::run(args).map_err(Into::into),
+        Command::Completions(args) => {
+            completions::run(&args);
+            Ok(())
+        }
+        Command::Man(args) => man::run(&args).map_err(Into::into),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,8 +3,15 @@
 use super::options::CacheArgs;
 use crate::hub::{self, HubError};
 
+const EXAMPLES: &str = "\
+Examples:
+  kdlora pull --list
+  kdlora pull minilm-l6 mpnet-base
+  kdlora pull mpnet-base@0,5,11                 three layers of it, as an encoder of their own";
+
 /// Fetch encoders into the cache folder, verified; at once if they are there.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Catalog names, or layers of an encoder (mpnet-base@0,4,8).
     #[arg(required_unless_present = "list", value_name = "NAME")]

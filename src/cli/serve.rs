@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::CommandError;
 use crate::config::{Dtype, RawServe, ServeConfig};
+use crate::distill::ask::{self, TeacherDesk};
 use crate::distill::runner::{LiveHook, Runner, RunnerConfig};
 use crate::encoder::Encoder;
 use crate::http::admin::{self, AdapterCheck, AdminConfig};
@@ -36,9 +38,22 @@ use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, chain};
 use crate::text::Tokenizer;
 
+const EXAMPLES: &str = "\
+Examples:
+  kdlora serve
+  curl -s localhost:8080/v1/classify/movie-sentiment -H 'content-type: application/json' \\
+    -d '{\"inputs\": \"A quiet, wonderful film.\"}'
+
+  For other machines, with a token for the admin routes and files that requests may name:
+  openssl rand -hex 32 > token
+  kdlora serve --bind 0.0.0.0:8080 --admin-token-file token --data-root /srv/texts
+
+  The page for people is at http://localhost:8080/";
+
 /// Start the server. Each option can also be given as the variable named beside it, or in a TOML
 /// file under its long name.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     settings: RawServe,
@@ -46,6 +61,9 @@ pub struct Args {
 
 /// Exit status of a process that a second signal ended, as shells have it for SIGINT.
 const INTERRUPTED: i32 = 130;
+
+/// How long a teacher stays in memory after it was asked: the time of someone who tries texts.
+const TEACHER_IDLE: Duration = Duration::from_secs(300);
 
 /// Runs the server until SIGTERM or SIGINT; a second signal ends the process at once.
 ///
@@ -215,11 +233,7 @@ impl App {
             serving: Arc::new(serving),
             metrics,
             readiness,
-            limits: Limits {
-                body_bytes: config.max_body_bytes,
-                inputs: config.max_inputs,
-                text_chars: config.max_text_chars,
-            },
+            limits: limits(&config),
             request_timeout: config.request_timeout,
         };
         let access = match &config.admin_token {
@@ -254,9 +268,10 @@ fn start_jobs(
         let publisher = publisher.clone();
         async move { Ok(publisher.refresh(&task).await?) }
     });
+    let cache = cache_folder(config)?;
     let mut environment = vec![
         ("KDLORA_STUDENT".into(), config.student.clone().into()),
-        ("KDLORA_CACHE".into(), cache_folder(config)?.into()),
+        ("KDLORA_CACHE".into(), cache.clone().into()),
         (
             "KDLORA_THREADS".into(),
             config.job_threads.to_string().into(),
@@ -282,8 +297,23 @@ fn start_jobs(
         student: config.student.clone(),
         data_root: config.data_root.clone(),
         adapters: config.adapters.clone(),
+        teachers: TeacherDesk::start(ask::Settings {
+            cache: cache.clone(),
+            memory: config.teacher_memory,
+            idle: TEACHER_IDLE,
+        })?,
+        cache,
+        limits: limits(config),
         max_upload_bytes: config.max_upload_bytes,
     })
+}
+
+fn limits(config: &ServeConfig) -> Limits {
+    Limits {
+        body_bytes: config.max_body_bytes,
+        inputs: config.max_inputs,
+        text_chars: config.max_text_chars,
+    }
 }
 
 fn cache_folder(config: &ServeConfig) -> Result<PathBuf, CommandError> {

@@ -126,6 +126,11 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_PRELOAD_TASKS", value_name = "N")]
     pub preload_tasks: Option<usize>,
 
+    /// Largest teacher that is loaded to be asked about a text, by its weights in memory; 0 for none
+    /// [default: 1GiB].
+    #[arg(long, env = "KDLORA_TEACHER_MEMORY", value_name = "BYTES")]
+    pub teacher_memory: Option<Bytes>,
+
     /// Tasks whose adapter is folded into an encoder of its own, comma-separated, or `*` for all:
     /// less work for a text, more memory for a task [default: those whose adapter changes more
     /// than linears].
@@ -184,6 +189,7 @@ impl RawServe {
             adapter_host_memory: self.adapter_host_memory.or(other.adapter_host_memory),
             pinned_tasks: self.pinned_tasks.or(other.pinned_tasks),
             preload_tasks: self.preload_tasks.or(other.preload_tasks),
+            teacher_memory: self.teacher_memory.or(other.teacher_memory),
             merged_tasks: self.merged_tasks.or(other.merged_tasks),
             job_threads: self.job_threads.or(other.job_threads),
             job_time_limit: self.job_time_limit.or(other.job_time_limit),

@@ -47,6 +47,8 @@ pub struct ServeConfig {
     /// Threads of a distillation job.
     pub job_threads: usize,
     pub job_limits: JobLimits,
+    /// Most bytes of a teacher's weights; 0 for no teacher.
+    pub teacher_memory: u64,
     pub admin_token: Option<AdminToken>,
 }
 
@@ -164,6 +166,7 @@ impl ServeConfig {
                 time: raw.job_time_limit.map(|time| time.0),
                 memory: raw.job_memory.map(|bytes| bytes.0),
             },
+            teacher_memory: raw.teacher_memory.map_or(1 << 30, |bytes| bytes.0),
             admin_token: raw
                 .admin_token_file
                 .as_deref()

@@ -1,5 +1,6 @@
 //! Distillation: data set, teacher, training, evaluation, gate, report, and the job that runs them.
 
+pub mod ask;
 pub mod compare;
 pub mod dataset;
 pub mod evaluation;

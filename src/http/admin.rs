@@ -4,6 +4,7 @@
 //! - [`distill`]: takes a request for a pass, checks it, queues it.
 //! - [`jobs`]: how jobs are doing; cancellation.
 //! - [`job_events`]: the same as server-sent events; logs.
+//! - [`teachers`]: what may teach, and what the teacher of a version says of a text.
 //! - [`versions`]: what there is of a task, promotion, rollback.
 
 mod adapters;
@@ -12,6 +13,7 @@ mod distill;
 mod job_events;
 mod jobs;
 mod places;
+mod teachers;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -26,7 +28,9 @@ use tokio::sync::Semaphore;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
+use super::Limits;
 use super::error::{ApiError, Problem};
+use crate::distill::ask::TeacherDesk;
 use crate::distill::runner::{LiveHook, Runner};
 use crate::store::{Store, StoreError};
 pub use adapters::AdapterCheck;
@@ -47,6 +51,11 @@ pub struct AdminConfig {
     pub check_adapter: AdapterCheck,
     /// Folder of the ready-made adapters; those of teachers are `{adapters}/{name}/teacher`.
     pub adapters: Option<PathBuf>,
+    /// Cache of fetched encoders.
+    pub cache: PathBuf,
+    pub teachers: TeacherDesk,
+    /// Of texts for a teacher.
+    pub limits: Limits,
     /// Bytes of a request with uploaded files.
     pub max_upload_bytes: usize,
 }
@@ -59,6 +68,9 @@ struct Admin {
     live_hook: LiveHook,
     check_adapter: AdapterCheck,
     places: Arc<Places>,
+    cache: PathBuf,
+    teachers: TeacherDesk,
+    limits: Limits,
     /// A data set is read into memory to be checked: one at a time.
     checks: Arc<Semaphore>,
 }
@@ -76,6 +88,9 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
             data_root: config.data_root,
             adapters: config.adapters,
         }),
+        cache: config.cache,
+        teachers: config.teachers,
+        limits: config.limits,
         checks: Arc::new(Semaphore::new(1)),
     };
     OpenApiRouter::new()
@@ -85,6 +100,8 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(job_events::events))
         .routes(routes!(job_events::log))
+        .routes(routes!(teachers::list))
+        .routes(routes!(teachers::ask))
         .routes(routes!(versions::list))
         .routes(routes!(versions::promote))
         .routes(routes!(versions::rollback))

@@ -5,7 +5,9 @@
 //! - [`extract`]: JSON bodies, paths and queries that fail as [`error::ApiError`].
 //! - [`auth`]: who may use the admin routes.
 //! - [`classify`], [`tasks`], [`versions`]: the `/v1` routes.
+//! - [`trace`]: the span of a request, for logs and traces.
 //! - [`health`]: liveness, readiness, metrics.
+//! - [`page`]: the page at `/`.
 
 pub mod admin;
 pub mod auth;
@@ -14,10 +16,12 @@ pub mod error;
 pub mod extract;
 pub mod health;
 mod inputs;
+mod page;
 mod prediction;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
+mod trace;
 pub mod versions;
 
 use std::any::Any;
@@ -34,7 +38,6 @@ use axum::routing::get;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
-use tower_http::trace::TraceLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -114,6 +117,7 @@ pub fn router(
     let openapi = axum::Json(openapi);
     let router = router
         .route("/openapi.json", get(move || async move { openapi.clone() }))
+        .merge(page::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed);
     layered(router)
@@ -122,7 +126,7 @@ pub fn router(
 /// What answers while the student is being loaded: liveness, readiness and metrics.
 pub fn starting(readiness: Readiness, metrics: Arc<Metrics>) -> Router {
     let (router, _) = health::routes(Health { readiness, metrics }).split_for_parts();
-    layered(router.fallback(not_started))
+    layered(router.merge(page::routes()).fallback(not_started))
 }
 
 /// A router that passes each request to the router that is current when it comes.
@@ -136,8 +140,7 @@ pub fn switchable(current: Arc<ArcSwap<Router>>) -> Router {
 fn layered(router: Router) -> Router {
     router
         .layer(CatchPanicLayer::custom(panicked))
-        // What fails is logged with its reason where it fails.
-        .layer(TraceLayer::new_for_http().on_failure(()))
+        .layer(trace::layer())
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
 }

@@ -37,7 +37,12 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), LogFilterError> {
         .with_ansi(io::stderr().is_terminal());
     let started = match format {
         LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        // Of nested spans the innermost has what a line needs to be found by: the request's id.
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .try_init(),
     };
     if started.is_err() {
         tracing::debug!("logging was started before");

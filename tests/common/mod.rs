@@ -10,7 +10,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -261,6 +261,11 @@ impl Server {
     /// Of the process.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What the program logs, if its standard error is piped.
+    pub fn take_stderr(&mut self) -> ChildStderr {
+        self.child.stderr.take().expect("a pipe")
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -92,7 +92,8 @@ impl Places {
         }
     }
 
-    fn resolve_teacher(&self, teacher: &mut TeacherSpec) -> Result<(), ApiError> {
+    /// Replaces what the client named by what can be opened. Blocks.
+    pub(super) fn resolve_teacher(&self, teacher: &mut TeacherSpec) -> Result<(), ApiError> {
         if teacher.http.is_some() {
             return Ok(());
         }
@@ -140,7 +141,7 @@ impl Places {
     }
 
     /// Names and folders of the shipped teacher adapters, sorted.
-    fn shipped_adapters(&self) -> Vec<(String, PathBuf)> {
+    pub(super) fn shipped_adapters(&self) -> Vec<(String, PathBuf)> {
         let entries = self.adapters.as_ref().map(fs::read_dir);
         let Some(Ok(entries)) = entries else {
             return Vec::new();

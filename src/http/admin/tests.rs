@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 
 use super::*;
+use crate::distill::ask;
 use crate::distill::runner::{JobLimits, RunnerConfig};
 use crate::store::Origin;
 use crate::telemetry::Metrics;
@@ -49,6 +51,14 @@ async fn house_with(live_hook: LiveHook) -> House {
         student: "mpnet-base-l3".to_owned(),
         data_root: Some(data_root.canonicalize().unwrap()),
         adapters: None,
+        cache: data_root.join("cache"),
+        teachers: TeacherDesk::start(ask::Settings {
+            cache: data_root.join("cache"),
+            memory: 1 << 20,
+            idle: Duration::from_secs(60),
+        })
+        .unwrap(),
+        limits: Limits::default(),
         max_upload_bytes: 100_000,
     });
     House {

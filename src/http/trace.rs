@@ -1,0 +1,77 @@
+//! The span of a request: what log lines and traces name it by.
+
+use axum::extract::MatchedPath;
+use axum::http::HeaderMap;
+use std::time::Duration;
+use tower_http::classify::{ServerErrorsAsFailures, SharedClassifier};
+use tower_http::trace::{MakeSpan, OnResponse, TraceLayer};
+use tracing::field::Empty;
+use tracing::{Span, info_span};
+
+/// Longest request id of a client that is logged.
+const MAX_ID: usize = 128;
+
+type RequestLayer =
+    TraceLayer<SharedClassifier<ServerErrorsAsFailures>, RequestSpan, (), Finished, (), (), ()>;
+
+/// The layer that gives each request its span. It stands inside the layer that sets
+/// `x-request-id`. What fails is logged with its reason where it fails.
+pub(super) fn layer() -> RequestLayer {
+    TraceLayer::new_for_http()
+        .make_span_with(RequestSpan)
+        .on_request(())
+        .on_response(Finished)
+        .on_body_chunk(())
+        .on_eos(())
+        .on_failure(())
+}
+
+/// Names are those of OpenTelemetry's semantic conventions for HTTP servers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestSpan;
+
+impl<B> MakeSpan<B> for RequestSpan {
+    fn make_span(&mut self, request: &axum::http::Request<B>) -> Span {
+        let method = request.method().as_str();
+        let route = request.extensions().get::<MatchedPath>();
+        let route = route.map_or("", MatchedPath::as_str);
+        info_span!(
+            "request",
+            request_id = request_id(request.headers()),
+            http.request.method = method,
+            http.route = route,
+            url.path = request.uri().path(),
+            http.response.status_code = Empty,
+            trace_id = trace_id(request.headers()),
+        )
+    }
+}
+
+fn request_id(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get("x-request-id")?.to_str().ok()?;
+    Some(id.get(..MAX_ID).unwrap_or(id))
+}
+
+/// The trace that the caller names in a W3C `traceparent`, `00-{trace}-{span}-{flags}`.
+fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let parent = headers.get("traceparent")?.to_str().ok()?;
+    let id = parent.split('-').nth(1)?;
+    let is_id = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then_some(id)
+}
+
+/// One line a request, for `--log debug`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Finished;
+
+impl<B> OnResponse<B> for Finished {
+    fn on_response(self, response: &axum::http::Response<B>, latency: Duration, span: &Span) {
+        let status = response.status();
+        span.record("http.response.status_code", status.as_u16());
+        tracing::debug!(
+            status = status.as_u16(),
+            milliseconds = latency.as_secs_f64() * 1000.0,
+            "answered"
+        );
+    }
+}

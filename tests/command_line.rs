@@ -1,0 +1,65 @@
+//! What the program says of itself: help, completions, manual.
+
+use std::process::Command;
+
+fn kdlora(words: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_kdlora"))
+        .args(words)
+        .output()
+        .expect("the program starts");
+    assert!(output.status.success(), "{words:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn every_shell_gets_completions_of_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = kdlora(&["completions", shell]);
+        for word in ["serve", "distill", "adapter", "max-queue"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[test]
+fn bash_takes_its_completions() {
+    let script = kdlora(&["completions", "bash"]);
+    let check = "eval \"$1\" && COMP_WORDS=(kdlora ser) COMP_CWORD=1 && \
+                 _kdlora kdlora ser kdlora && echo \"${COMPREPLY[*]}\"";
+    let output = Command::new("bash")
+        .args(["-c", check, "bash", &script])
+        .output()
+        .expect("bash starts");
+    let completed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(completed.trim(), "serve", "{output:?}");
+}
+
+#[test]
+fn there_is_a_manual_page_for_each_command() {
+    let page = kdlora(&["man"]);
+    assert!(page.contains(".TH kdlora 1"), "{page}");
+    let folder = tempfile::tempdir().expect("a folder");
+    kdlora(&["man", "--out", folder.path().to_str().expect("UTF-8")]);
+    for name in ["kdlora.1", "kdlora-serve.1", "kdlora-adapter-import.1"] {
+        let page = std::fs::read_to_string(folder.path().join(name)).expect(name);
+        assert!(page.contains("SYNOPSIS"), "{name}");
+    }
+}
+
+#[test]
+fn help_shows_how_to_begin() {
+    for (words, example) in [
+        (&["--help"][..], "kdlora serve"),
+        (&["serve", "--help"], "curl"),
+        (&["distill", "--help"], "--spec pass.json"),
+        (&["pull", "--help"], "kdlora pull minilm-l6"),
+        (&["adapter", "--help"], "kdlora adapter inspect"),
+    ] {
+        let help = kdlora(words);
+        let examples = help.split("Examples:").nth(1);
+        assert!(
+            examples.is_some_and(|text| text.contains(example)),
+            "{words:?}: {help}"
+        );
+    }
+}

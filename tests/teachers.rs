@@ -1,0 +1,136 @@
+//! `POST /admin/tasks/{task}/teacher` with the real processes.
+
+mod common;
+
+use std::fs;
+use std::time::Instant;
+
+use common::{Install, PATIENCE, Server};
+use serde_json::{Value, json};
+
+/// A data root with a classifier `teacher`, whose words are the student's.
+fn teacher(install: &Install) -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("a folder");
+    let folder = root.path().join("teacher");
+    fs::create_dir(&folder).expect("a folder");
+    for entry in fs::read_dir(install.student()).expect("the student") {
+        let entry = entry.expect("a file");
+        fs::copy(entry.path(), folder.join(entry.file_name())).expect("a copy");
+    }
+    root
+}
+
+fn start(install: &Install, root: &tempfile::TempDir, more: &[&str]) -> Server {
+    let mut command = install.command();
+    command.arg("--data-root").arg(root.path()).args(more);
+    Server::start(&mut command)
+}
+
+/// A version of `kind` that has learnt from the teacher.
+async fn distilled(server: &Server) {
+    let rows: Vec<_> = (0..60)
+        .map(|i| json!({"text": format!("{} {} a", char::from(b'a' + i % 8), 1 + i % 7)}))
+        .collect();
+    let spec = json!({
+        "task": "kind",
+        "data": {"train": {"rows": rows}},
+        "teacher": {"model": "teacher"},
+        "training": {"epochs": 1, "max_length": 16},
+        "gate": {"keep": 0.0},
+    });
+    let (status, job) = server.post("/admin/distill", &spec).await;
+    assert_eq!(status, 202, "{job}");
+    let path = format!("/admin/jobs/{}", job["id"].as_str().expect("an id"));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (_, job) = server.get(&path).await;
+        match job["state"].as_str() {
+            Some("succeeded") => return,
+            Some("queued" | "running") if Instant::now() < deadline => {
+                tokio::task::yield_now().await;
+            }
+            _ => panic!("{job}"),
+        }
+    }
+}
+
+async fn ask(server: &Server, body: Value) -> (u16, Value) {
+    server.post("/admin/tasks/kind/teacher", &body).await
+}
+
+#[tokio::test]
+async fn the_teacher_of_a_version_answers_and_stays_in_memory() {
+    let install = Install::new();
+    let root = teacher(&install);
+    let server = start(&install, &root, &[]);
+    distilled(&server).await;
+    let texts = json!({"inputs": ["a b 1", {"text": "a", "text_pair": "2"}], "version": 1});
+    let (status, first) = ask(&server, texts.clone()).await;
+    assert_eq!(status, 200, "{first}");
+    assert_eq!(first["version"], 1);
+    assert!(
+        first["teacher"]
+            .as_str()
+            .is_some_and(|name| name.ends_with("/teacher")),
+        "{first}"
+    );
+    let predictions = first["predictions"].as_array().expect("a list");
+    assert_eq!(predictions.len(), 2);
+    let scores = predictions[0]["scores"].as_object().expect("scores");
+    let sum: f64 = scores.values().filter_map(Value::as_f64).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{first}");
+    assert!(first["load_ms"].as_f64().is_some_and(|ms| ms > 0.0));
+    let (_, second) = ask(&server, texts).await;
+    assert_eq!(second["load_ms"], Value::Null, "it is in memory");
+    assert_eq!(second["predictions"], first["predictions"]);
+
+    // Its weights are gone: what is in memory answers on, the next server says so.
+    drop(server);
+    fs::remove_file(root.path().join("teacher/model.safetensors")).expect("a file");
+    let server = start(&install, &root, &[]);
+    let (status, problem) = ask(&server, json!({"inputs": "a", "version": 1})).await;
+    assert_eq!(status, 422, "{problem}");
+    let detail = problem["detail"].as_str().expect("a sentence");
+    assert!(detail.contains("not on this machine"), "{detail}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_asked_is_refused_with_a_reason() {
+    let install = Install::new();
+    let root = teacher(&install);
+    let server = start(&install, &root, &["--teacher-memory", "1KiB"]);
+    distilled(&server).await;
+    for (task, body, status, word) in [
+        (
+            "kind",
+            json!({"inputs": "a", "version": 1}),
+            422,
+            "--teacher-memory allows 1024",
+        ),
+        ("kind", json!({"inputs": "a", "version": 9}), 404, "9"),
+        ("kind", json!({"inputs": [], "version": 1}), 422, "empty"),
+        (
+            "kind",
+            json!({"inputs": vec!["a"; 17], "version": 1}),
+            413,
+            "16",
+        ),
+        ("pairs", json!({"inputs": "a"}), 422, "no report"),
+        ("none", json!({"inputs": "a"}), 404, "none"),
+    ] {
+        let path = format!("/admin/tasks/{task}/teacher");
+        let (got, problem) = server.post(&path, &body).await;
+        assert_eq!(got, status, "{task}: {problem}");
+        let detail = problem["detail"].as_str().expect("a sentence");
+        assert!(detail.contains(word), "{detail}");
+    }
+    let (status, known) = server.get("/admin/teachers").await;
+    assert_eq!(status, 200);
+    let encoders = known["encoders"].as_array().expect("a list");
+    assert!(
+        encoders
+            .iter()
+            .any(|encoder| encoder["name"] == "mpnet-base")
+    );
+    assert_eq!(known["adapters"], json!([]));
+}
