@@ -1,4 +1,4 @@
-//! `kdlora pull`: fetches encoders by their catalog names.
+//! `kdlora pull`: fetches encoders by their catalog names, and data sets of GLUE.
 
 use super::options::CacheArgs;
 use crate::hub::{self, HubError};
@@ -7,13 +7,15 @@ const EXAMPLES: &str = "\
 Examples:
   kdlora pull --list
   kdlora pull minilm-l6 mpnet-base
-  kdlora pull mpnet-base@0,5,11                 three layers of it, as an encoder of their own";
+  kdlora pull mpnet-base@0,5,11                 three layers of it, as an encoder of their own
+  kdlora pull glue/mrpc                         train and development rows, for \"preset\": \"mrpc\"";
 
-/// Fetch encoders into the cache folder, verified; at once if they are there.
+/// Fetch encoders into the cache folder, verified; at once if they are there. Data sets of GLUE
+/// (glue/mrpc) come from the hub.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Catalog names, or layers of an encoder (mpnet-base@0,4,8).
+    /// Catalog names, layers of an encoder (mpnet-base@0,4,8), data sets of GLUE (glue/mrpc).
     #[arg(required_unless_present = "list", value_name = "NAME")]
     pub names: Vec<String>,
     /// Show the catalog instead.
@@ -23,7 +25,7 @@ pub struct Args {
     cache: CacheArgs,
 }
 
-/// Prints the folder of each encoder on standard output, one a line.
+/// Prints the folder of each on standard output, one a line.
 pub fn run(args: Args) -> Result<(), HubError> {
     let cache = args.cache.folder()?;
     if args.list {
@@ -44,7 +46,7 @@ pub fn run(args: Args) -> Result<(), HubError> {
         return Ok(());
     }
     for name in &args.names {
-        println!("{}", hub::pull(name, &cache, true)?.display());
+        println!("{}", hub::pull_any(name, &cache, true)?.display());
     }
     Ok(())
 }

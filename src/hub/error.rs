@@ -1,9 +1,9 @@
-//! Why an encoder could not be had.
+//! Why an encoder or a data set could not be had.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::catalog;
+use super::{catalog, glue};
 use crate::telemetry;
 
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,8 @@ use crate::telemetry;
 pub enum HubError {
     #[error("'{0}' is neither a folder nor an encoder of the catalog ({known})", known = catalog::names())]
     Unknown(String),
+    #[error("'{0}' is not a data set that can be fetched ({known})", known = glue::names())]
+    UnknownData(String),
     #[error("the encoder '{0}' is not on this machine yet: run `kdlora pull {0}`")]
     NotPulled(String),
     #[error("{path} is not an encoder folder: {file} is missing{hint}", hint = hint(file))]

@@ -1,4 +1,4 @@
-//! Fetches an encoder by its catalog name into the cache folder.
+//! Fetches an encoder by its catalog name, or a data set of GLUE, into the cache folder.
 //!
 //! ```text
 //! cache/encoders/{name}/             the needed files and .kdlora.json, the marker of a whole pull
@@ -15,6 +15,7 @@ pub mod catalog;
 mod choice;
 mod depth;
 mod error;
+mod glue;
 mod install;
 mod progress;
 mod repository;
@@ -34,6 +35,7 @@ pub use error::HubError;
 use sha2::{Digest, Sha256};
 
 use choice::Source;
+use glue::Glue;
 use install::{Delivery, Installation, Sum};
 use progress::Progress;
 
@@ -95,6 +97,15 @@ pub fn check(name_or_dir: &str) -> Result<(), HubError> {
 /// if standard error is a terminal.
 pub fn pull(name_or_dir: &str, cache: &Path, progress: bool) -> Result<PathBuf, HubError> {
     Puller::from_environment(progress).pull(name_or_dir, cache)
+}
+
+/// As [`pull`], and fetches data sets of GLUE (`glue/mrpc`) from the hub too: the folder is one
+/// that a preset reads.
+pub fn pull_any(name: &str, cache: &Path, progress: bool) -> Result<PathBuf, HubError> {
+    match Glue::parse(name) {
+        Some(glue) => glue?.pull(&Puller::from_environment(progress), cache),
+        None => pull(name, cache, progress),
+    }
 }
 
 fn folder(folder: &Path) -> Result<PathBuf, HubError> {

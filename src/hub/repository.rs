@@ -20,45 +20,77 @@ pub(super) fn fetch(
     source: &Repository,
     files: &Path,
 ) -> Result<Delivery, HubError> {
-    if puller.hub_offline {
-        return Err(HubError::HubOffline);
-    }
     // Beside the files, so that a downloaded file is moved and not copied.
     let scratch = files.with_file_name("hub");
-    let api = api(puller, &scratch, source)?;
-    let mut revision = source.revision.clone();
+    let mut remote = Remote::new(puller, RepoType::Model, source, &scratch)?;
     let mut expected = BTreeMap::new();
     for file in REQUIRED.into_iter().chain(OPTIONAL) {
-        let name = source.repository.clone();
-        let repository = Repo::with_revision(name, RepoType::Model, revision.clone());
-        let download = match watch(puller, &api, repository, file) {
+        let etag = match remote.download(file, &files.join(file)) {
             Err(HubError::NoSuchFile { .. }) if OPTIONAL.contains(&file) => continue,
-            download => download?,
+            etag => etag?,
         };
-        revision = download.commit;
-        if is_sha256(&download.etag) {
-            expected.insert(file.to_owned(), download.etag);
+        if is_sha256(&etag) {
+            expected.insert(file.to_owned(), etag);
         }
-        let target = files.join(file);
-        fs::rename(&download.blob, &target).map_err(HubError::io("move a file to", &target))?;
     }
     Ok(Delivery {
-        source: format!("{}@{revision}", source.repository),
+        source: format!("{}@{}", source.repository, remote.revision),
         expected,
         made_of: None,
     })
 }
 
-fn api(puller: &Puller, cache: &Path, source: &Repository) -> Result<Api, HubError> {
-    ApiBuilder::new()
-        .with_cache_dir(cache.to_owned())
-        .with_endpoint(puller.endpoint.clone())
-        .with_token(puller.token.clone())
-        .with_progress(false)
-        .with_retries(2)
-        .with_user_agent("kdlora", env!("CARGO_PKG_VERSION"))
-        .build()
-        .map_err(|error| explain(error, REQUIRED[0], &source.repository))
+/// A repository on the hub, of which files are wanted.
+pub(super) struct Remote<'a> {
+    puller: &'a Puller,
+    api: Api,
+    kind: RepoType,
+    name: String,
+    /// Of the catalog, then the commit of the first file, so that all files are of one.
+    revision: String,
+}
+
+impl<'a> Remote<'a> {
+    /// `scratch`: for hf-hub's own layout, on the file system where the files are to be.
+    pub(super) fn new(
+        puller: &'a Puller,
+        kind: RepoType,
+        source: &Repository,
+        scratch: &Path,
+    ) -> Result<Self, HubError> {
+        if puller.hub_offline {
+            return Err(HubError::HubOffline);
+        }
+        let api = ApiBuilder::new()
+            .with_cache_dir(scratch.to_owned())
+            .with_endpoint(puller.endpoint.clone())
+            .with_token(puller.token.clone())
+            .with_progress(false)
+            .with_retries(2)
+            .with_user_agent("kdlora", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|error| explain(error, REQUIRED[0], &source.repository))?;
+        Ok(Self {
+            puller,
+            api,
+            kind,
+            name: source.repository.clone(),
+            revision: source.revision.clone(),
+        })
+    }
+
+    /// Downloads a file to `target`; gives its etag, for large files their SHA-256.
+    pub(super) fn download(
+        &mut self,
+        file: &'static str,
+        target: &Path,
+    ) -> Result<String, HubError> {
+        let repository = Repo::with_revision(self.name.clone(), self.kind, self.revision.clone());
+        let download = watch(self.puller, &self.api, repository, file)?;
+        self.revision = download.commit;
+        fs::rename(&download.blob, target).map_err(HubError::io("move a file to", target))?;
+        Ok(download.etag)
+    }
 }
 
 /// A file in hf-hub's cache layout.
@@ -152,7 +184,8 @@ impl hf_hub::api::Progress for Reporter {
 }
 
 impl Download {
-    /// `pointer` is `snapshots/{commit}/{file}`, a link to `blobs/{etag}`.
+    /// `pointer` is `snapshots/{commit}/{file}`, a link to `blobs/{etag}`. The file may be in a
+    /// folder of the repository.
     fn new(pointer: &Path) -> Result<Self, HubError> {
         let blob = pointer
             .canonicalize()
@@ -161,8 +194,11 @@ impl Download {
             let name = path.and_then(Path::file_name).unwrap_or_default();
             name.to_string_lossy().into_owned()
         };
+        let of_commit = pointer
+            .ancestors()
+            .find(|path| name(path.parent()) == "snapshots");
         Ok(Self {
-            commit: name(pointer.parent()),
+            commit: name(of_commit),
             etag: name(Some(&blob)),
             blob,
         })

@@ -67,20 +67,24 @@ impl Respond for Hub {
             "/org/tiny/resolve/main".into(),
             format!("/org/tiny/resolve/{COMMIT}"),
         ];
-        let file = FILES.iter().find(|(file, _)| *file == name);
-        let Some((_, bytes)) = file.filter(|_| known.contains(&folder.to_owned())) else {
+        let found = FILES.iter().find(|(file, _)| *file == name);
+        let Some((_, bytes)) = found.filter(|_| known.contains(&folder.to_owned())) else {
             return ResponseTemplate::new(404);
         };
         let bytes = if name == WEIGHTS { self.weights } else { bytes };
-        let probe = request.headers["range"] == "bytes=0-0";
-        let sent = if probe { &bytes[..1] } else { bytes };
-        let range = format!("bytes 0-{}/{}", sent.len() - 1, bytes.len());
-        ResponseTemplate::new(206)
-            .insert_header("etag", format!("\"etag-of-{name}\""))
-            .insert_header("x-repo-commit", COMMIT)
-            .insert_header("content-range", range)
-            .set_body_bytes(sent)
+        answer(request, name, bytes)
     }
+}
+
+fn answer(request: &Request, name: &str, bytes: &[u8]) -> ResponseTemplate {
+    let probe = request.headers["range"] == "bytes=0-0";
+    let sent = if probe { &bytes[..1] } else { bytes };
+    let range = format!("bytes 0-{}/{}", sent.len() - 1, bytes.len());
+    ResponseTemplate::new(206)
+        .insert_header("etag", format!("\"etag-of-{name}\""))
+        .insert_header("x-repo-commit", COMMIT)
+        .insert_header("content-range", range)
+        .set_body_bytes(sent)
 }
 
 async fn hub(weights: &'static [u8]) -> MockServer {
@@ -316,6 +320,72 @@ async fn a_damaged_folder_is_pulled_again_and_remains_are_cleared() {
     let (_, _, second) = pull(puller, entry, cache.path()).await;
     assert_whole(&second.unwrap());
     assert_eq!(contents(cache.path()), ["tiny"]);
+}
+
+#[tokio::test]
+async fn data_of_glue_comes_from_the_hub_whole_and_once() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = MockServer::start().await;
+    let respond = |request: &Request| {
+        let path = request.url.path();
+        let known = ["main", COMMIT].iter().any(|revision| {
+            let folder = format!("/datasets/nyu-mll/glue/resolve/{revision}/mnli/");
+            path.starts_with(&folder)
+        });
+        match known && !path.contains("mismatched") {
+            true => answer(
+                request,
+                path.rsplit('/').next().unwrap_or_default(),
+                b"rows",
+            ),
+            false => ResponseTemplate::new(404),
+        }
+    };
+    Mock::given(any())
+        .respond_with(respond)
+        .mount(&server)
+        .await;
+    let pull = |endpoint: String| {
+        let cache = cache.path().to_owned();
+        tokio::task::spawn_blocking(move || {
+            let glue = Glue::parse("glue/mnli").unwrap()?;
+            glue.pull(&puller(&endpoint), &cache)
+        })
+    };
+    // One file is missing: nothing is left.
+    let error = pull(server.uri()).await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("validation_mismatched"), "{error}");
+    let left = fs::read_dir(cache.path().join("data/glue"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 0);
+
+    server.reset().await;
+    let respond = |request: &Request| {
+        let name = request.url.path().rsplit('/').next().unwrap_or_default();
+        answer(request, name, name.as_bytes())
+    };
+    Mock::given(any())
+        .respond_with(respond)
+        .mount(&server)
+        .await;
+    let folder = pull(server.uri()).await.unwrap().unwrap();
+    for split in ["train", "validation_matched", "validation_mismatched"] {
+        let name = format!("{split}-00000-of-00001.parquet");
+        assert_eq!(fs::read(folder.join(&name)).unwrap(), name.as_bytes());
+    }
+    let requests = server.received_requests().await.unwrap();
+    let later = requests.iter().skip(2).map(|request| request.url.path());
+    assert!(later.clone().count() > 0 && later.clone().all(|path| path.contains(COMMIT)));
+    assert_eq!(pull(String::new()).await.unwrap().unwrap(), folder);
+}
+
+#[test]
+fn an_unknown_data_set_is_refused_with_the_known_ones() {
+    let message = pull_any("glue/mood", Path::new("/nowhere"), false)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("glue/mrpc"), "{message}");
 }
 
 #[test]
