@@ -1,0 +1,82 @@
+//! Whole forwards of the ready-made tasks' student: `cargo bench --bench forward`.
+//!
+//! Needs the encoder that `kdlora serve` fetches at its first start (or `kdlora pull minilm-l6`).
+//! Texts are those of the test split. `leading` is with the idle cores' help, as a lone request has
+//! it; all else runs on one core.
+
+use std::fs;
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use kdlora::adapter::{AdapterFolder, Classifier};
+use kdlora::encoder::{Encoder, Segment};
+use kdlora::hub;
+use kdlora::ops::{Crew, Precision};
+use kdlora::text::{Input, PackedBatch, Sequence, Tokenizer};
+
+const TASK: &str = "movie-sentiment";
+
+fn texts(tokenizer: &Tokenizer, count: usize) -> Vec<Sequence> {
+    let rows = fs::read_to_string(format!("data/{TASK}/test.jsonl")).expect("the data set");
+    rows.lines()
+        .take(count)
+        .map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).expect("a row");
+            let input = Input {
+                text: row["text"].as_str().expect("a text").to_owned(),
+                text_pair: None,
+            };
+            tokenizer.encode(&input, 128, None).expect("a short text")
+        })
+        .collect()
+}
+
+fn forwards(c: &mut Criterion) {
+    let cache = hub::cache_dir().expect("a home");
+    let folder = hub::resolve("minilm-l6", &cache)
+        .expect("the encoder; fetch it with: cargo run --release -- pull minilm-l6");
+    let tokenizer = Tokenizer::load(&folder).expect("a tokenizer");
+    let sequences = texts(&tokenizer, 32);
+    let adapter = format!("models/adapters/{TASK}/student");
+    let adapter = AdapterFolder::read(Path::new(&adapter)).expect("an adapter");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let crew = Crew::start(cores).expect("threads");
+    for (name, precision) in [("f32", Precision::F32), ("int8", Precision::Int8)] {
+        let encoder = Encoder::load(&folder, &Device::Cpu).expect("an encoder");
+        let encoder = Arc::new(encoder.pack(precision).expect("memory"));
+        let hot = Classifier::from_adapter(Arc::clone(&encoder), &adapter).expect("it fits");
+        let merged = Classifier::merged(&encoder, &adapter).expect("it fits");
+        let mut group = c.benchmark_group(format!("forward {name}"));
+        for count in [1, 4, 32] {
+            let batch = PackedBatch::new(&sequences[..count]);
+            group.throughput(Throughput::Elements(batch.tokens() as u64));
+            for (mode, classifier) in [("hot", &hot), ("merged", &merged)] {
+                group.bench_function(BenchmarkId::new(mode, count), |b| {
+                    b.iter(|| classifier.logits(black_box(&batch)));
+                });
+            }
+            // Each sequence of another task, as far as the encoder can tell.
+            let segments: Vec<_> = (0..count)
+                .map(|i| Segment {
+                    sequences: i..i + 1,
+                    weights: &hot.weights,
+                })
+                .collect();
+            group.bench_function(BenchmarkId::new("hot, a task each", count), |b| {
+                b.iter(|| encoder.logits(black_box(&batch), &segments));
+            });
+            if count == 1 {
+                group.bench_function(BenchmarkId::new("hot, leading", count), |b| {
+                    b.iter(|| crew.lead(|| hot.logits(black_box(&batch))));
+                });
+            }
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, forwards);
+criterion_main!(benches);
