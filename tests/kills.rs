@@ -204,7 +204,6 @@ async fn check_database(install: &Install) {
 }
 
 #[tokio::test]
-#[ignore = "a round can outlast its patience; run it by hand: --ignored"]
 async fn kills_at_random_moments_leave_nothing_half_done() {
     let rounds = from_environment("KDLORA_KILL_ROUNDS").unwrap_or(DEFAULT_ROUNDS);
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

@@ -65,9 +65,9 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<usize>,
 
-    /// Longest wait that the work in the server may mean for a request that comes, at the speed
-    /// measured by then; one that would wait longer gets status 429 at once, but for tasks that
-    /// have less than an equal share of it inside [default: 1s].
+    /// Longest wait for a request that comes, at the speed measured by then: the work of its task
+    /// that is in the server, and of each other task no more than comes to turn before it. One that
+    /// would wait longer gets status 429 at once [default: 500ms].
     #[arg(long, env = "KDLORA_MAX_QUEUE_WAIT", value_name = "TIME")]
     pub max_queue_wait: Option<Seconds>,
 

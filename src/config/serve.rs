@@ -141,7 +141,9 @@ impl ServeConfig {
             threads,
             max_batch_tokens: positive("max-batch-tokens", raw.max_batch_tokens.unwrap_or(128))?,
             max_queue,
-            max_queue_wait: raw.max_queue_wait.map_or(Duration::from_secs(1), |t| t.0),
+            max_queue_wait: raw
+                .max_queue_wait
+                .map_or(Duration::from_millis(500), |t| t.0),
             max_inputs,
             max_body_bytes: bytes(raw.max_body, 2 << 20),
             max_text_chars: positive("max-text-chars", raw.max_text_chars.unwrap_or(100_000))?,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::fair::QUANTUM;
 use super::rate::ServiceRate;
 
 /// What a client is told to wait before anything has been measured.
@@ -14,16 +15,16 @@ const UNKNOWN_WAIT: Duration = Duration::from_secs(1);
 pub(super) struct Bounds {
     /// Most sequences inside, all tasks together.
     pub(super) sequences: usize,
-    /// Longest wait that the work inside may mean for a request that comes, at the measured speed.
+    /// Longest wait for a request that comes, at the measured speed.
     pub(super) wait: Duration,
 }
 
 /// Counts what is inside. A request is let in whole or not at all, and at once: a client that is
 /// turned away without waiting can go elsewhere.
 ///
-/// Up to the longest wait every request is let in. Beyond it a task may have as much inside as its
-/// equal share of the longest wait, among the tasks that have anything inside: one that is flooded
-/// is turned away, the others are not.
+/// A request is let in if the work that will be done before it takes no longer than the longest
+/// wait. That is its own task's, and of each other task no more than comes to turn meanwhile (see
+/// [`FairQueue`](super::fair::FairQueue)): one that is flooded is turned away, the others are not.
 pub(super) struct Admission {
     bounds: Bounds,
     rate: Arc<ServiceRate>,
@@ -70,8 +71,8 @@ impl Admission {
         tokens: usize,
     ) -> Result<Permit, Duration> {
         let mut inside = self.lock();
-        self.check(&inside, task, sequences)?;
         let amount = Amount { sequences, tokens };
+        self.check(&inside, task, amount)?;
         inside.add(task, amount);
         Ok(Permit {
             admission: Arc::clone(self),
@@ -80,21 +81,19 @@ impl Admission {
         })
     }
 
-    fn check(&self, inside: &Inside, task: &str, sequences: usize) -> Result<(), Duration> {
+    fn check(&self, inside: &Inside, task: &str, amount: Amount) -> Result<(), Duration> {
         let wait = self.rate.wait(inside.all.tokens);
-        if inside.all.sequences + sequences > self.bounds.sequences {
+        if inside.all.sequences + amount.sequences > self.bounds.sequences {
             return Err(wait.unwrap_or(UNKNOWN_WAIT));
         }
-        let Some(wait) = wait.filter(|wait| *wait > self.bounds.wait) else {
+        let is_long = |wait: &Duration| *wait > self.bounds.wait;
+        if !wait.as_ref().is_some_and(is_long) {
             return Ok(());
-        };
-        let own = inside.tasks.get(task).map_or(0, |own| own.tokens);
-        let tasks = inside.tasks.len() + usize::from(own == 0);
-        let share = self.bounds.wait / u32::try_from(tasks).unwrap_or(u32::MAX);
-        if own == 0 || self.rate.wait(own) <= Some(share) {
-            Ok(())
-        } else {
-            Err(wait)
+        }
+        let ahead = inside.ahead(task, amount.tokens);
+        match self.rate.wait(ahead).filter(is_long) {
+            Some(wait) => Err(wait),
+            None => Ok(()),
         }
     }
 
@@ -116,6 +115,19 @@ impl Inside {
             sum.sequences += amount.sequences;
             sum.tokens += amount.tokens;
         }
+    }
+
+    /// Tokens that are computed before the last of `tokens` more of the task.
+    fn ahead(&self, task: &str, tokens: usize) -> usize {
+        let own = self.tasks.get(task).map_or(0, |own| own.tokens);
+        let turns = (own + tokens).div_ceil(QUANTUM);
+        self.tasks
+            .iter()
+            .map(|(name, amount)| match name == task {
+                true => own,
+                false => amount.tokens.min(turns * QUANTUM),
+            })
+            .sum()
     }
 
     fn remove(&mut self, task: &str, amount: Amount) {
@@ -186,20 +198,30 @@ mod tests {
 
     #[test]
     fn a_flood_leaves_the_others_their_places() {
-        let admission = admission(1000, Duration::from_millis(100));
-        let flood: Vec<_> = (0..30)
-            .map_while(|_| admission.enter("flood", 1, 10).ok())
+        let admission = admission(10_000, Duration::from_millis(1000));
+        let flood = |most| -> Vec<_> {
+            let enter = |_| admission.enter("flood", 1, 10).ok();
+            (0..most).map_while(enter).collect()
+        };
+        let inside = flood(200);
+        assert_eq!(inside.len(), 101);
+        // Of the flood no more than a turn comes before each of them.
+        let others: Vec<_> = (0..20)
+            .map(|i| admission.enter(&format!("task {}", i % 4), 1, 10))
             .collect();
-        let others: Vec<_> = (0..6).map(|_| admission.enter("mood", 1, 10)).collect();
         assert!(others.iter().all(Result::is_ok));
-        drop(flood);
-        // The others are there: the flood has the rest, and no more.
-        let flood: Vec<_> = (0..30)
-            .map_while(|_| admission.enter("flood", 1, 10).ok())
+        drop(inside);
+        // They come before the flood's, which has the rest and no more.
+        assert_eq!(flood(200).len(), 81);
+    }
+
+    #[test]
+    fn many_tasks_together_fill_the_longest_wait() {
+        let admission = admission(10_000, Duration::from_millis(1000));
+        let inside: Vec<_> = (0..500)
+            .map_while(|i| admission.enter(&format!("task {i}"), 1, 10).ok())
             .collect();
-        assert_eq!(flood.len(), 6);
-        drop(others);
-        assert!(admission.enter("late", 1, 10).is_ok());
+        assert_eq!(inside.len(), 101);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// What a lane may spend a turn. About one short text, so that lanes alternate often.
-const QUANTUM: usize = 64;
+/// What a lane may spend a turn: few texts take longer than one.
+pub(super) const QUANTUM: usize = 128;
 
 /// Lanes of items in order of arrival, emptied by deficit round robin (Shreedhar and Varghese,
 /// 1995): each lane in turn may spend [`QUANTUM`] more, and what it can't spend it keeps for its
