@@ -281,7 +281,7 @@ pub(crate) struct PromoteArgs {
     #[arg(long, value_name = "SCORE", default_value_t = 0.01)]
     pub(crate) tolerance: f64,
 
-    /// File with the token of the server's admin routes.
+    /// File with the token of an admin and nothing else: no name, no comments.
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) admin_token_file: Option<PathBuf>,

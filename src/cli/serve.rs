@@ -2,9 +2,9 @@
 
 use std::env;
 use std::fs;
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process;
@@ -26,9 +26,9 @@ use crate::distill::ask::{self, TeacherDesk};
 use crate::distill::runner::{LiveHook, Runner, RunnerConfig};
 use crate::encoder::Encoder;
 use crate::http::admin::{self, AdapterCheck, AdminConfig};
-use crate::http::auth::AdminAccess;
+use crate::http::auth::Access;
 use crate::http::health::Readiness;
-use crate::http::{self, AppState, Limits};
+use crate::http::{self, AppState, Edge, Limits, server};
 use crate::hub;
 use crate::ops::Precision;
 use crate::serving::{
@@ -133,21 +133,27 @@ pub async fn serve(
     let (shutdown_delay, shutdown_timeout) = (config.shutdown_delay, config.shutdown_timeout);
     let metrics = Arc::new(Metrics::new()?);
     let readiness = Readiness::default();
-    let starting = http::starting(readiness.clone(), Arc::clone(&metrics));
+    let edge = Edge {
+        access: Access::new(config.edge.access(address.ip().is_loopback())),
+        cors_origins: config.edge.cors_origins.clone(),
+        read_timeout: config.edge.connections.read_timeout,
+    };
+    let starting = http::starting(readiness.clone(), Arc::clone(&metrics), &edge);
     let current = Arc::new(ArcSwap::from_pointee(starting));
     let stop = CancellationToken::new();
-    let server = axum::serve(listener, http::switchable(Arc::clone(&current)))
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
-    let server = tokio::spawn(server.into_future());
+    let router = http::switchable(Arc::clone(&current));
+    let connections = config.edge.connections;
+    let server = server::serve(listener, router, connections, stop.clone());
+    let server = tokio::spawn(server);
     // Whatever the way out, the listener closes.
     let _stop = stop.clone().drop_guard();
 
     let mut shutdown = pin!(shutdown);
     let app = tokio::select! {
-        app = App::start(config, address.ip(), readiness, metrics) => app?,
+        app = App::start(config, readiness, metrics) => app?,
         () = &mut shutdown => return Ok(()),
     };
-    current.store(Arc::new(app.router()));
+    current.store(Arc::new(app.router(&edge)));
     app.state.readiness.set_ready();
     println!("kdlora listens on http://{address}");
 
@@ -170,7 +176,6 @@ pub async fn serve(
 /// The parts of a running server.
 struct App {
     state: AppState,
-    access: AdminAccess,
     store: Store,
     admin: AdminConfig,
 }
@@ -178,7 +183,6 @@ struct App {
 impl App {
     async fn start(
         config: ServeConfig,
-        listens_on: IpAddr,
         readiness: Readiness,
         metrics: Arc<Metrics>,
     ) -> Result<Self, CommandError> {
@@ -235,24 +239,20 @@ impl App {
             readiness,
             limits: limits(&config),
             request_timeout: config.request_timeout,
-        };
-        let access = match &config.admin_token {
-            Some(token) => AdminAccess::token(token.reveal()),
-            None if listens_on.is_loopback() => AdminAccess::Loopback,
-            None => AdminAccess::Closed,
+            default_task: config.default_task.as_deref().map(Into::into),
+            engine: options,
         };
         Ok(Self {
             state,
-            access,
             store,
             admin,
         })
     }
 
-    fn router(&self) -> Router {
+    fn router(&self, edge: &Edge) -> Router {
         let admin = admin::routes(self.admin.clone());
         let versions = http::versions::routes(self.store.clone());
-        http::router(self.state.clone(), self.access.clone(), admin, versions)
+        http::router(self.state.clone(), edge, admin, versions)
     }
 }
 

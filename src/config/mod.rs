@@ -4,10 +4,12 @@
 //! one winning. [`ServeConfig`] is what the program uses; the step between the two fills defaults
 //! in and refuses what can't work.
 
+mod edge;
 mod raw;
 mod serve;
 mod units;
 
+pub use edge::EdgeConfig;
 pub use raw::RawServe;
 pub use serve::{ConfigError, ServeConfig, default_state};
 pub use units::{Bytes, DeviceChoice, Dtype, Seconds};

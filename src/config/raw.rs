@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::units::{Bytes, DeviceChoice, Dtype, Seconds};
+use crate::http::auth::Rate;
 
 /// One source of settings; what it does not set is `None`. The keys of the TOML file are the long
 /// names of the flags: `max-queue = 512`.
@@ -155,10 +156,45 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_JOB_MEMORY", value_name = "BYTES")]
     pub job_memory: Option<Bytes>,
 
-    /// File with the token that admin routes ask for. Without one they answer only when the server
-    /// listens on a loopback address.
+    /// Task of the routes whose path names none: /, /predict and /info [default: the only task, if
+    /// there is one only].
+    #[arg(long, env = "KDLORA_DEFAULT_TASK", value_name = "TASK")]
+    pub default_task: Option<String>,
+
+    /// File with the tokens of admins, one a line: TOKEN or NAME:TOKEN, or sha256:HEX in the place
+    /// of TOKEN. It is read again when it changes. Without one, and without KDLORA_ADMIN_TOKENS
+    /// (the same lines), admin routes answer only when the server listens on a loopback address.
     #[arg(long, env = "KDLORA_ADMIN_TOKEN_FILE", value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
+
+    /// File with the tokens of those who may classify, as for admins, who may too. Without one,
+    /// and without KDLORA_API_TOKENS (the same lines), everybody may.
+    #[arg(long, env = "KDLORA_API_TOKEN_FILE", value_name = "FILE")]
+    pub api_token_file: Option<PathBuf>,
+
+    /// Most requests of a token, or of an address without one: 50/s, 600/m, 1000/h. A token's line
+    /// may say another (rate=50/s) [default: no limit].
+    #[arg(long, env = "KDLORA_RATE_LIMIT", value_name = "RATE")]
+    pub rate_limit: Option<Rate>,
+
+    /// Origins whose pages may use the API from a browser, comma-separated, or `*` for all
+    /// [default: none].
+    #[arg(
+        long,
+        env = "KDLORA_CORS_ORIGIN",
+        value_name = "ORIGINS",
+        value_delimiter = ','
+    )]
+    pub cors_origin: Option<Vec<String>>,
+
+    /// Most connections at a time; more wait [default: 1024].
+    #[arg(long, env = "KDLORA_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<usize>,
+
+    /// How long a connection may keep the server waiting for a whole head, or for more of a body
+    /// [default: 30s].
+    #[arg(long, env = "KDLORA_READ_TIMEOUT", value_name = "TIME")]
+    pub read_timeout: Option<Seconds>,
 }
 
 impl RawServe {
@@ -194,7 +230,13 @@ impl RawServe {
             job_threads: self.job_threads.or(other.job_threads),
             job_time_limit: self.job_time_limit.or(other.job_time_limit),
             job_memory: self.job_memory.or(other.job_memory),
+            default_task: self.default_task.or(other.default_task),
             admin_token_file: self.admin_token_file.or(other.admin_token_file),
+            api_token_file: self.api_token_file.or(other.api_token_file),
+            rate_limit: self.rate_limit.or(other.rate_limit),
+            cors_origin: self.cors_origin.or(other.cors_origin),
+            max_connections: self.max_connections.or(other.max_connections),
+            read_timeout: self.read_timeout.or(other.read_timeout),
         }
     }
 }

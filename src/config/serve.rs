@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use super::edge::EdgeConfig;
 use super::raw::RawServe;
 use super::units::{DeviceChoice, Dtype};
 use crate::distill::runner::JobLimits;
+use crate::http::auth::TokensError;
 use crate::serving::{TaskSet, Wishes};
 
 /// What `kdlora serve` runs with.
@@ -49,23 +51,9 @@ pub struct ServeConfig {
     pub job_limits: JobLimits,
     /// Most bytes of a teacher's weights; 0 for no teacher.
     pub teacher_memory: u64,
-    pub admin_token: Option<AdminToken>,
-}
-
-/// The admin token; not shown in logs.
-#[derive(Clone, PartialEq, Eq)]
-pub struct AdminToken(String);
-
-impl AdminToken {
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for AdminToken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("AdminToken(..)")
-    }
+    /// Task of the routes whose path names none.
+    pub default_task: Option<String>,
+    pub edge: EdgeConfig,
 }
 
 /// A setting that can't be used.
@@ -84,6 +72,8 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
     #[error("{0}")]
     Invalid(String),
 }
@@ -104,6 +94,7 @@ impl ServeConfig {
     fn check(raw: RawServe) -> Result<Self, ConfigError> {
         let dtype = raw.dtype.unwrap_or(Dtype::F32);
         check_built_in(raw.device.unwrap_or(DeviceChoice::Auto), dtype)?;
+        let edge = EdgeConfig::check(&raw)?;
         let threads = positive("threads", raw.threads.unwrap_or_else(cores))?;
         let max_queue = positive("max-queue", raw.max_queue.unwrap_or(2048))?;
         let max_inputs = positive("max-inputs", raw.max_inputs.unwrap_or(256.min(max_queue)))?;
@@ -169,11 +160,8 @@ impl ServeConfig {
                 memory: raw.job_memory.map(|bytes| bytes.0),
             },
             teacher_memory: raw.teacher_memory.map_or(1 << 30, |bytes| bytes.0),
-            admin_token: raw
-                .admin_token_file
-                .as_deref()
-                .map(read_token)
-                .transpose()?,
+            default_task: raw.default_task,
+            edge,
         })
     }
 }
@@ -272,21 +260,6 @@ fn installed_adapters() -> Option<PathBuf> {
         .find(|path| path.is_dir())
 }
 
-fn read_token(path: &Path) -> Result<AdminToken, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        what: "the admin token file",
-        path: path.to_owned(),
-        source,
-    })?;
-    let token = text.trim();
-    if token.is_empty() {
-        return Err(ConfigError::Invalid(format!(
-            "the admin token file {path:?} is empty"
-        )));
-    }
-    Ok(AdminToken(token.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -321,7 +294,7 @@ mod tests {
         assert_eq!(config.bind.to_string(), "127.0.0.1:8080");
         assert_eq!(config.student, "minilm-l6");
         assert!(config.threads >= 1);
-        assert_eq!(config.admin_token, None);
+        assert!(config.edge.admins.is_none());
     }
 
     #[test]
@@ -366,17 +339,19 @@ mod tests {
     }
 
     #[test]
-    fn the_admin_token_is_trimmed_never_empty_and_not_shown() {
-        let file = settings_file("  s3cret\n");
+    fn tokens_are_never_empty_and_not_shown() {
+        let file = settings_file("  ada:s3cret-s3cret-s3cret\n");
         let path = file.to_str().expect("a UTF-8 path");
-        let config = ServeConfig::load(typed(&["--admin-token-file", path])).expect("valid");
-        assert_eq!(
-            config.admin_token.as_ref().map(AdminToken::reveal),
-            Some("s3cret")
-        );
-        assert!(!format!("{config:?}").contains("s3cret"));
+        for flag in ["--admin-token-file", "--api-token-file"] {
+            let config = ServeConfig::load(typed(&[flag, path])).expect("valid");
+            let shown = format!("{config:?}");
+            assert!(
+                shown.contains("ada") && !shown.contains("s3cret"),
+                "{shown}"
+            );
+        }
         let empty = settings_file("\n");
         let error = refusal(&["--admin-token-file", empty.to_str().expect("a UTF-8 path")]);
-        assert!(error.contains("is empty"), "{error}");
+        assert!(error.contains("no token in"), "{error}");
     }
 }

@@ -8,6 +8,7 @@
 //! - [`versions`]: what there is of a task, promotion, rollback.
 
 mod adapters;
+mod archive;
 mod checks;
 mod distill;
 mod job_events;
@@ -71,6 +72,8 @@ struct Admin {
     cache: PathBuf,
     teachers: TeacherDesk,
     limits: Limits,
+    /// Bytes that an archive may unpack to.
+    max_upload: usize,
     /// A data set is read into memory to be checked: one at a time.
     checks: Arc<Semaphore>,
 }
@@ -91,6 +94,7 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         cache: config.cache,
         teachers: config.teachers,
         limits: config.limits,
+        max_upload: config.max_upload_bytes,
         checks: Arc::new(Semaphore::new(1)),
     };
     OpenApiRouter::new()

@@ -1,10 +1,11 @@
-//! `POST /v1/classify/{task}`.
+//! `POST /v1/classify/{task}`, and the way of a classification that all APIs share.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, Request, State};
-use axum::http::HeaderValue;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -12,11 +13,11 @@ use utoipa::ToSchema;
 
 use super::AppState;
 use super::error::{ApiError, Problem, problem_set};
-use super::extract::{Json, Path};
+use super::extract::{self, Json, Path};
 use super::inputs::Inputs;
 use super::prediction::{Prediction, predict};
-use crate::serving::{self, Answer, Entry, ServingError, Timings};
-use crate::telemetry::{Outcome, RequestGuard};
+use crate::serving::{self, Answer, Entry, LiveTask, ServingError, Timings};
+use crate::telemetry::Outcome;
 use crate::text::TokenizerError;
 
 /// Texts to classify.
@@ -71,21 +72,101 @@ problem_set!(ClassifyErrors: NotJson, InvalidParameter, UnknownTask, VersionNotL
 
 /// Classify one or more texts.
 #[utoipa::path(post, path = "/v1/classify/{task}", tag = "classify",
-    params(("task" = String, Path, description = "Name of the task.")),
-    request_body = ClassifyRequest,
+    params(("task" = String, Path, description = "Name of the task.",
+        example = "movie-sentiment")),
+    request_body(content = ClassifyRequest, examples(
+        ("text" = (value = json!({"inputs": "A quiet, wonderful film."}))),
+        ("pairs" = (value = json!({"inputs": [{"text": "Is it good?", "text_pair": "It is."}],
+            "top_k": 1, "truncate": false})))
+    )),
     responses(
         (status = 200, description = "The predictions. The header `Server-Timing` has the \
             milliseconds spent on `tokenize`, `queue` and `compute`, and on `load` where the \
-            version had to be read into memory.", body = ClassifyResponse),
+            version had to be read into memory.", body = ClassifyResponse,
+            example = json!({"task": "movie-sentiment", "version": 1, "predictions": [{
+                "label": "positive", "score": 0.998, "scores": {"positive": 0.998,
+                "negative": 0.002}}], "usage": {"tokens": 8}})),
         ClassifyErrors))]
 pub(super) async fn classify(
     State(state): State<AppState>,
     Path(name): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let task = state.task(&name)?;
-    let guard = state.metrics.request(&name);
-    let response = answer(&state, task, request, &guard).await;
+    let read = |headers: &HeaderMap, body: &[u8]| {
+        let body: ClassifyRequest = extract::json(headers, body)?;
+        if body.top_k == Some(0) {
+            return Err(Problem::InvalidBody.with("top_k must be at least 1"));
+        }
+        let question = Question {
+            inputs: body.inputs,
+            truncate: body.truncate,
+            version: body.version,
+            timeout: body.timeout_ms.map(Duration::from_millis),
+        };
+        Ok((question, (body.top_k, body.raw_scores)))
+    };
+    answered(
+        &state,
+        &name,
+        request,
+        read,
+        |task, answer, (top_k, raw)| {
+            let rows = answer.logits.iter();
+            let predictions = rows.map(|row| predict(&task.config, row, top_k, raw));
+            Ok(Json(ClassifyResponse {
+                task: task.name.clone(),
+                version: task.version,
+                predictions: predictions.collect(),
+                usage: Usage {
+                    tokens: answer.tokens,
+                },
+            })
+            .into_response())
+        },
+    )
+    .await
+}
+
+/// What every API asks, in whatever words.
+pub(super) struct Question {
+    pub(super) inputs: Inputs,
+    pub(super) truncate: bool,
+    /// Only this version may answer.
+    pub(super) version: Option<u64>,
+    /// The server's own limit holds if it is less.
+    pub(super) timeout: Option<Duration>,
+}
+
+/// The way of every classification, counted and timed once: `read` makes a question of the body,
+/// the engine answers it, `write` words the answer. `O` is what `read` has to tell `write`.
+pub(super) async fn answered<O>(
+    state: &AppState,
+    name: &str,
+    request: Request,
+    read: impl FnOnce(&HeaderMap, &[u8]) -> Result<(Question, O), ApiError>,
+    write: impl FnOnce(&LiveTask, &Answer, O) -> Result<Response, ApiError>,
+) -> Result<Response, ApiError> {
+    let task = state.task(name)?;
+    let guard = state.metrics.request(name);
+    let response: Result<Response, ApiError> = async {
+        let arrived = Instant::now();
+        let (question, options) = question(request, arrived + state.request_timeout, read).await?;
+        let answer = answer(state, &task, question, arrived).await?;
+        let Timings {
+            tokenize,
+            queue,
+            compute,
+            ..
+        } = answer.timings;
+        guard.timings(tokenize, queue, compute);
+        let timing = server_timing(&answer)?;
+        Ok((
+            [("server-timing", timing)],
+            write(&answer.task, &answer, options)?,
+        )
+            .into_response())
+    }
+    .await;
     guard.finish(match &response {
         Ok(_) => Outcome::Ok,
         Err(error) => outcome(error),
@@ -93,59 +174,40 @@ pub(super) async fn classify(
     response
 }
 
+async fn question<O>(
+    mut request: Request,
+    deadline: Instant,
+    read: impl FnOnce(&HeaderMap, &[u8]) -> Result<(Question, O), ApiError>,
+) -> Result<(Question, O), ApiError> {
+    let headers = mem::take(request.headers_mut());
+    let body = extract::body(request, deadline).await?;
+    read(&headers, &body)
+}
+
 async fn answer(
     state: &AppState,
-    task: Arc<Entry>,
-    request: Request,
-    guard: &RequestGuard<'_>,
-) -> Result<Response, ApiError> {
-    let arrived = Instant::now();
-    let Json(body) = Json::<ClassifyRequest>::from_request(request, &()).await?;
-    if body.top_k == Some(0) {
-        return Err(Problem::InvalidBody.with("top_k must be at least 1"));
-    }
-    if let Some(wanted) = body.version.filter(|wanted| *wanted != task.version) {
+    task: &Arc<Entry>,
+    question: Question,
+    arrived: Instant,
+) -> Result<Answer, ApiError> {
+    if let Some(wanted) = question.version.filter(|wanted| *wanted != task.version) {
         return Err(Problem::VersionNotLive.with(format!(
             "version {wanted} of task {:?} is not live; version {} answers",
             task.name, task.version
         )));
     }
-    let timeout = body.timeout_ms.map_or(state.request_timeout, |asked| {
-        Duration::from_millis(asked).min(state.request_timeout)
+    let timeout = question.timeout.map_or(state.request_timeout, |asked| {
+        asked.min(state.request_timeout)
     });
-    let inputs = body.inputs.checked(state.limits)?;
-    let answer = state
-        .serving
-        .classify(serving::Request {
-            task: Arc::clone(&task),
-            inputs,
-            truncate: body.truncate,
-            deadline: arrived + timeout,
-        })
-        .await
-        .map_err(|error| serving_error(error, timeout))?;
-    let Timings {
-        tokenize,
-        queue,
-        compute,
-        ..
-    } = answer.timings;
-    guard.timings(tokenize, queue, compute);
-
-    let predictions = answer
-        .logits
-        .iter()
-        .map(|row| predict(&answer.task.config, row, body.top_k, body.raw_scores))
-        .collect();
-    let response = Json(ClassifyResponse {
-        task: task.name.clone(),
-        version: task.version,
-        predictions,
-        usage: Usage {
-            tokens: answer.tokens,
-        },
-    });
-    Ok(([("server-timing", server_timing(&answer)?)], response).into_response())
+    let inputs = question.inputs.checked(state.limits)?;
+    let request = serving::Request {
+        task: Arc::clone(task),
+        inputs,
+        truncate: question.truncate,
+        deadline: arrived + timeout,
+    };
+    let answer = state.serving.classify(request).await;
+    answer.map_err(|error| serving_error(error, timeout))
 }
 
 /// The header of the W3C's Server Timing, in milliseconds.

@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::telemetry::chain;
+use utoipa::openapi::example::ExampleBuilder;
+use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::response::Response as OpenApiResponse;
-use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
 
 macro_rules! problems {
     ($( $(#[doc = $doc:literal])+ $name:ident = $status:ident, $slug:literal, $title:literal; )+) => {
@@ -50,10 +53,11 @@ problems! {
     NotJson = BAD_REQUEST, "not-json", "Body is not JSON";
     /// A path or query parameter can't be read.
     InvalidParameter = BAD_REQUEST, "invalid-parameter", "Invalid parameter";
-    /// The admin token is missing or wrong.
-    Unauthorized = UNAUTHORIZED, "unauthorized", "Admin token required";
-    /// Admin routes are closed: no token is configured and the request isn't a local one.
-    Forbidden = FORBIDDEN, "forbidden", "Admin routes are closed";
+    /// The token is missing or not a right one.
+    Unauthorized = UNAUTHORIZED, "unauthorized", "Token required";
+    /// The token may not do this, or admin routes are closed: no token is configured and the
+    /// request isn't a local one.
+    Forbidden = FORBIDDEN, "forbidden", "Forbidden";
     /// No route has this path.
     UnknownRoute = NOT_FOUND, "unknown-route", "Unknown route";
     /// No task has this name.
@@ -64,6 +68,8 @@ problems! {
     UnknownJob = NOT_FOUND, "unknown-job", "Unknown job";
     /// The route exists but does not take this method.
     MethodNotAllowed = METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed";
+    /// The body came too slowly.
+    RequestTimeout = REQUEST_TIMEOUT, "request-timeout", "Request timeout";
     /// The request can't be carried out in the present state of the task or job.
     Conflict = CONFLICT, "conflict", "Conflicting state";
     /// The asked-for version is not the live one.
@@ -82,6 +88,9 @@ problems! {
     Unusable = UNPROCESSABLE_ENTITY, "unusable", "Unusable input";
     /// The queue is full; try again after the time in `Retry-After`.
     QueueFull = TOO_MANY_REQUESTS, "queue-full", "Queue full";
+    /// The token, or the address without one, has sent more requests than it may; try again after
+    /// the time in `Retry-After`.
+    RateLimited = TOO_MANY_REQUESTS, "rate-limited", "Too many requests";
     /// The server has met a fault of its own; its log says more.
     Internal = INTERNAL_SERVER_ERROR, "internal", "Internal error";
     /// The server is starting or stopping.
@@ -126,6 +135,16 @@ impl ApiError {
         self.problem
     }
 
+    /// What the client reads.
+    pub fn details(&self) -> ProblemDetails {
+        ProblemDetails {
+            kind: format!("urn:kdlora:problem:{}", self.problem.slug()),
+            title: self.problem.title().to_owned(),
+            status: self.problem.status().as_u16(),
+            detail: self.detail.clone(),
+        }
+    }
+
     /// The sentence for the client.
     pub fn detail(&self) -> &str {
         &self.detail
@@ -156,24 +175,37 @@ pub struct ProblemDetails {
     pub detail: String,
 }
 
-const PROBLEM_JSON: &str = "application/problem+json";
+/// How problems are told: RFC 9457's form, or one that clients of another server read.
+pub(super) struct Form {
+    pub(super) content_type: &'static str,
+    /// Name of the body's schema in the OpenAPI document.
+    pub(super) schema: &'static str,
+    pub(super) status: fn(Problem) -> StatusCode,
+    pub(super) body: fn(&ApiError) -> serde_json::Value,
+}
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let status = self.problem.status();
-        let body = ProblemDetails {
-            kind: format!("urn:kdlora:problem:{}", self.problem.slug()),
-            title: self.problem.title().to_owned(),
-            status: status.as_u16(),
-            detail: self.detail,
-        };
-        let mut response = (status, axum::Json(body)).into_response();
+/// RFC 9457, `application/problem+json`.
+pub(super) const PROBLEM_DETAILS: Form = Form {
+    content_type: "application/problem+json",
+    schema: "ProblemDetails",
+    status: Problem::status,
+    // A struct of texts and a number always serialises.
+    body: |error| serde_json::to_value(error.details()).unwrap_or_default(),
+};
+
+impl ApiError {
+    /// The answer in a form. It keeps the error as an extension, for layers that tell it in
+    /// another form, or write it down.
+    pub(super) fn respond(self, form: &Form) -> Response {
+        let body = axum::Json((form.body)(&self));
+        let mut response = ((form.status)(self.problem), body).into_response();
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        let content_type = HeaderValue::from_static(form.content_type);
+        headers.insert(header::CONTENT_TYPE, content_type);
         if self.problem == Problem::Unauthorized {
             headers.insert(
                 header::WWW_AUTHENTICATE,
-                HeaderValue::from_static("Bearer realm=\"kdlora admin\""),
+                HeaderValue::from_static("Bearer realm=\"kdlora\""),
             );
         }
         if let Some(wait) = self.retry_after {
@@ -181,31 +213,88 @@ impl IntoResponse for ApiError {
             let seconds = (wait.as_millis().div_ceil(1000) as u64).max(1);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }
 
-/// The OpenAPI responses for a set of problems, one for each status.
-pub fn documented(problems: &[Problem]) -> BTreeMap<String, RefOr<OpenApiResponse>> {
-    let mut by_status: BTreeMap<String, Vec<&str>> = BTreeMap::new();
-    for problem in problems {
-        by_status
-            .entry(problem.status().as_str().to_owned())
-            .or_default()
-            .push(problem.description());
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.respond(&PROBLEM_DETAILS)
     }
-    let schema = Ref::from_schema_name(ProblemDetails::name());
-    by_status
-        .into_iter()
-        .map(|(status, descriptions)| {
-            let content = ContentBuilder::new().schema(Some(schema.clone())).build();
-            let response = ResponseBuilder::new()
-                .description(descriptions.join(" "))
-                .content(PROBLEM_JSON, content)
-                .build();
-            (status, RefOr::T(response))
-        })
-        .collect()
+}
+
+/// Responses of a route by their status.
+pub(super) type Responses = BTreeMap<String, RefOr<OpenApiResponse>>;
+
+/// The OpenAPI responses for a set of problems, one for each status.
+pub fn documented(problems: &[Problem]) -> Responses {
+    let mut responses = BTreeMap::new();
+    for problem in problems {
+        document(&mut responses, *problem, &PROBLEM_DETAILS);
+    }
+    responses
+}
+
+/// Adds a problem to the responses of a route, unless it is there.
+pub(super) fn document(responses: &mut Responses, problem: Problem, form: &Form) {
+    let status = (form.status)(problem);
+    let response = responses
+        .entry(status.as_str().to_owned())
+        .or_insert_with(|| {
+            let content = Content::new(Some(Ref::from_schema_name(form.schema)));
+            let response = ResponseBuilder::new().content(form.content_type, content);
+            RefOr::T(response.build())
+        });
+    let RefOr::T(response) = response else { return };
+    let Some(content) = response.content.get_mut(form.content_type) else {
+        return;
+    };
+    if content.examples.contains_key(problem.slug()) {
+        return;
+    }
+    let example = ExampleBuilder::new()
+        .summary(problem.title())
+        .value(Some((form.body)(&problem.with(problem.description()))));
+    content
+        .examples
+        .insert(problem.slug().to_owned(), RefOr::T(example.build()));
+    if !response.description.is_empty() {
+        response.description.push(' ');
+    }
+    response.description.push_str(problem.description());
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        let seconds = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1));
+        let header = HeaderBuilder::new()
+            .schema(seconds)
+            .description(Some("Seconds to wait before another try."));
+        response
+            .headers
+            .insert("Retry-After".to_owned(), header.build());
+    }
+}
+
+/// Takes the problems of [`PROBLEM_DETAILS`] out of the responses of a route, and adds them in
+/// another form.
+pub(super) fn document_anew(responses: &mut Responses, form: &Form) {
+    let mut slugs = Vec::new();
+    responses.retain(|_, response| match response {
+        RefOr::T(response) => match response.content.get(PROBLEM_DETAILS.content_type) {
+            Some(content) => {
+                slugs.extend(content.examples.keys().cloned());
+                false
+            }
+            None => true,
+        },
+        RefOr::Ref(_) => true,
+    });
+    for problem in Problem::ALL {
+        if slugs.iter().any(|slug| slug == problem.slug()) {
+            document(responses, *problem, form);
+        }
+    }
 }
 
 /// Declares the set of problems a route can answer with, for `responses(..)` of `utoipa::path`:

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use axum::extract::State;
 use axum::http::header;
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
+use super::auth::{Gate, guard};
 use super::error::{ApiError, Problem, problem_set};
 use crate::telemetry::Metrics;
 
@@ -20,11 +22,12 @@ pub(super) struct Health {
     pub(super) metrics: Arc<Metrics>,
 }
 
-pub(super) fn routes(health: Health) -> OpenApiRouter {
+/// Everybody may ask for health; metrics are for `readers`.
+pub(super) fn routes(health: Health, readers: Gate) -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(healthz))
         .routes(routes!(readyz))
-        .routes(routes!(metrics))
+        .routes(routes!(metrics).layer(from_fn_with_state(readers, guard)))
         .with_state(health)
 }
 
@@ -59,7 +62,8 @@ impl Readiness {
 
 /// The process is alive.
 #[utoipa::path(get, path = "/healthz", tag = "health",
-    responses((status = 200, description = "The process is alive.", body = String)))]
+    responses((status = 200, description = "The process is alive.", body = String,
+        content_type = "text/plain", example = "ok\n")))]
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
@@ -68,7 +72,8 @@ problem_set!(ReadyErrors: Unavailable);
 
 /// The server takes requests.
 #[utoipa::path(get, path = "/readyz", tag = "health",
-    responses((status = 200, description = "The server takes requests.", body = String), ReadyErrors))]
+    responses((status = 200, description = "The server takes requests.", body = String,
+        content_type = "text/plain", example = "ready\n"), ReadyErrors))]
 pub(super) async fn readyz(State(health): State<Health>) -> Result<&'static str, ApiError> {
     health.readiness.check()?;
     Ok("ready\n")

@@ -17,6 +17,12 @@ use crate::text::Input;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Inputs(Vec<Input>);
 
+impl From<Vec<Input>> for Inputs {
+    fn from(inputs: Vec<Input>) -> Self {
+        Self(inputs)
+    }
+}
+
 impl Inputs {
     /// The inputs, if they are there and within the limits.
     pub(super) fn checked(self, limits: Limits) -> Result<Vec<Input>, ApiError> {

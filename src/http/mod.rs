@@ -3,21 +3,27 @@
 //! - [`admin`]: jobs, versions, promotion.
 //! - [`error`]: every way a request can fail.
 //! - [`extract`]: JSON bodies, paths and queries that fail as [`error::ApiError`].
-//! - [`auth`]: who may use the admin routes.
+//! - [`auth`]: who may do what, and how often.
 //! - [`classify`], [`tasks`], [`versions`]: the `/v1` routes.
-//! - [`trace`]: the span of a request, for logs and traces.
+//! - [`compat`]: the routes that clients of other servers use.
 //! - [`health`]: liveness, readiness, metrics.
+//! - [`openapi`]: the document, and the pages that show it.
 //! - [`page`]: the page at `/`.
+//! - [`server`][]: connections.
+//! - [`trace`]: the span of a request, for logs and traces.
 
 pub mod admin;
 pub mod auth;
 pub mod classify;
+mod compat;
 pub mod error;
 pub mod extract;
 pub mod health;
 mod inputs;
+mod openapi;
 mod page;
 mod prediction;
+pub mod server;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
@@ -31,20 +37,21 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::Uri;
-use axum::middleware;
+use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
+use axum::middleware::{self, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
-use utoipa::OpenApi;
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::serving::{Serving, TaskTable};
+use crate::serving::{Options, Serving, TaskTable};
 use crate::telemetry::Metrics;
-use auth::AdminAccess;
+use auth::{Access, Gate, Role, guard};
 use error::{ApiError, Problem};
 use health::{Health, Readiness};
 
@@ -58,6 +65,20 @@ pub struct AppState {
     pub limits: Limits,
     /// Longest time for one classification.
     pub request_timeout: Duration,
+    /// The task of routes whose path names none.
+    pub default_task: Option<Arc<str>>,
+    /// How the engine is set up.
+    pub engine: Options,
+}
+
+/// What stands between the network and the routes.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    pub access: Access,
+    /// Origins whose pages may use the API (`*` for all).
+    pub cors_origins: Vec<HeaderValue>,
+    /// A body of which nothing comes for so long is given up.
+    pub read_timeout: Duration,
 }
 
 /// How large a request may be.
@@ -81,52 +102,81 @@ impl Default for Limits {
     }
 }
 
-#[derive(OpenApi)]
-#[openapi(info(title = "kdlora"), components(schemas(error::ProblemDetails)))]
-struct ApiDoc;
-
 /// The whole API.
 ///
 /// `admin` holds the routes of `/admin`, full paths, with their state applied
-/// (`OpenApiRouter::with_state`); they get the access check of `access` and keep body limits of
-/// their own (`DefaultBodyLimit` on the route). `more` are public routes with a state of their own.
-pub fn router(
-    state: AppState,
-    access: AdminAccess,
-    admin: OpenApiRouter,
-    more: OpenApiRouter,
-) -> Router {
-    let health = health::routes(Health {
+/// (`OpenApiRouter::with_state`); they are for admins only and keep body limits of their own
+/// (`DefaultBodyLimit` on the route). `more` are routes for readers with a state of their own.
+pub fn router(state: AppState, edge: &Edge, admin: OpenApiRouter, more: OpenApiRouter) -> Router {
+    let health = Health {
         readiness: state.readiness.clone(),
         metrics: Arc::clone(&state.metrics),
-    });
+    };
+    let readers = edge.gate(Role::Reader);
     let public = OpenApiRouter::new()
         .routes(routes!(classify::classify))
         .routes(routes!(tasks::tasks))
         .routes(routes!(tasks::task))
+        .merge(compat::routes())
+        .layer(from_fn_with_state(readers.clone(), guard))
+        .merge(compat::open_routes())
         .layer(DefaultBodyLimit::max(state.limits.body_bytes))
         .with_state(state);
-    let admin = admin.layer(middleware::from_fn_with_state(access, auth::guard));
+    let admin = admin.layer(from_fn_with_state(edge.gate(Role::Admin), guard));
 
-    let (router, openapi) = OpenApiRouter::with_openapi(ApiDoc::openapi())
+    let document = openapi::Document::default();
+    let router = document
+        .router()
         .merge(public)
-        .merge(more)
+        .merge(more.layer(from_fn_with_state(readers.clone(), guard)))
         .merge(admin)
-        .merge(health)
-        .split_for_parts();
-    let openapi = axum::Json(openapi);
-    let router = router
-        .route("/openapi.json", get(move || async move { openapi.clone() }))
-        .merge(page::routes())
+        .merge(health::routes(health, readers))
+        .merge(page::routes());
+    let router = document
+        .finish(router, &edge.access)
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed);
-    layered(router)
+    layered(router, edge)
 }
 
 /// What answers while the student is being loaded: liveness, readiness and metrics.
-pub fn starting(readiness: Readiness, metrics: Arc<Metrics>) -> Router {
-    let (router, _) = health::routes(Health { readiness, metrics }).split_for_parts();
-    layered(router.merge(page::routes()).fallback(not_started))
+pub fn starting(readiness: Readiness, metrics: Arc<Metrics>, edge: &Edge) -> Router {
+    let health = Health { readiness, metrics };
+    let routes = health::routes(health, edge.gate(Role::Reader)).merge(page::routes());
+    let (router, _) = routes.split_for_parts();
+    layered(router.fallback(not_started), edge)
+}
+
+impl Edge {
+    fn gate(&self, role: Role) -> Gate {
+        Gate {
+            access: self.access.clone(),
+            role,
+        }
+    }
+
+    /// `None` where no page of another origin may use the API.
+    fn cors(&self) -> Option<CorsLayer> {
+        let origins = match self.cors_origins.as_slice() {
+            [] => return None,
+            origins if origins.iter().any(|origin| origin == "*") => AllowOrigin::any(),
+            origins => AllowOrigin::list(origins.iter().cloned()),
+        };
+        let cors = CorsLayer::new()
+            .allow_origin(origins)
+            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            .allow_headers([
+                header::AUTHORIZATION,
+                header::CONTENT_TYPE,
+                HeaderName::from_static("idempotency-key"),
+            ])
+            .expose_headers([
+                header::RETRY_AFTER,
+                HeaderName::from_static("server-timing"),
+                HeaderName::from_static("x-request-id"),
+            ]);
+        Some(cors)
+    }
 }
 
 /// A router that passes each request to the router that is current when it comes.
@@ -137,12 +187,36 @@ pub fn switchable(current: Arc<ArcSwap<Router>>) -> Router {
     })
 }
 
-fn layered(router: Router) -> Router {
-    router
+fn layered(router: Router, edge: &Edge) -> Router {
+    let nosniff = HeaderValue::from_static("nosniff");
+    let router = router
+        .layer(RequestBodyTimeoutLayer::new(edge.read_timeout))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(compat::reword))
+        .layer(SetResponseHeaderLayer::overriding(
+            header::X_CONTENT_TYPE_OPTIONS,
+            nosniff,
+        ));
+    let router = match edge.cors() {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
         .layer(trace::layer())
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
+        .layer(middleware::map_request(short_request_id))
+}
+
+/// A request id stands in every line of the log about the request: one that is longer than any
+/// program makes them is replaced by the server's own.
+async fn short_request_id(mut request: Request) -> Request {
+    const ID: &str = "x-request-id";
+    const MOST: usize = 128;
+    if request.headers().get(ID).is_some_and(|id| id.len() > MOST) {
+        request.headers_mut().remove(ID);
+    }
+    request
 }
 
 async fn not_started() -> ApiError {

@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
-use crate::adapter::{Scores, TaskConfig, argmax};
+use crate::adapter::{ProblemType, Scores, TaskConfig, argmax};
 
 /// The answer for one input; its form follows the task's problem type.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -39,6 +39,60 @@ impl Serialize for ByLabel {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(label, score)| (label, score)))
     }
+}
+
+/// A label and its score, as other servers' clients read them.
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+pub(super) struct LabelScore {
+    #[schema(example = "positive")]
+    pub(super) label: String,
+    #[schema(example = 0.998)]
+    pub(super) score: f32,
+}
+
+/// What makes scores of logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Function {
+    /// That of the task's problem type: softmax for classes, sigmoid for labels, none for a
+    /// regression.
+    #[default]
+    Own,
+    Softmax,
+    Sigmoid,
+    None,
+}
+
+/// Scores of one row of logits, `[labels]`, in the order of the labels.
+pub(super) fn scores(task: &TaskConfig, logits: &[f32], function: Function) -> Vec<f32> {
+    let own = match function {
+        Function::Own => task.problem_type,
+        Function::Softmax => ProblemType::SingleLabelClassification,
+        Function::Sigmoid => ProblemType::MultiLabelClassification,
+        Function::None => return logits.to_vec(),
+    };
+    match own.scores(logits) {
+        Scores::Value(value) => vec![value],
+        Scores::SingleLabel(scores) | Scores::MultiLabel(scores) => scores,
+    }
+}
+
+/// Labels with their scores, the highest first, at most `top_k`.
+pub(super) fn ranked(
+    task: &TaskConfig,
+    logits: &[f32],
+    function: Function,
+    top_k: Option<usize>,
+) -> Vec<LabelScore> {
+    let scores = scores(task, logits, function);
+    let mut ranked: Vec<LabelScore> = (task.labels.iter().zip(scores))
+        .map(|(label, score)| LabelScore {
+            label: label.clone(),
+            score,
+        })
+        .collect();
+    ranked.sort_by(|a, b| b.score.total_cmp(&a.score));
+    ranked.truncate(top_k.unwrap_or(usize::MAX));
+    ranked
 }
 
 /// The prediction of one row of logits, `[labels]`. `top_k` bounds the scores that are given; with
@@ -84,7 +138,6 @@ pub(super) fn predict(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::ProblemType;
 
     fn task(problem_type: ProblemType, labels: &[&str]) -> TaskConfig {
         TaskConfig {
@@ -142,6 +195,31 @@ mod tests {
             json(&prediction),
             r#"{"labels":["c","a"],"scores":{"c":9.0,"a":0.0,"b":-4.0}}"#
         );
+    }
+
+    #[test]
+    fn labels_are_ranked_by_the_function_that_is_asked_for() {
+        let task = task(ProblemType::SingleLabelClassification, &["low", "high"]);
+        let scores = |function| {
+            let ranked = ranked(&task, &[0.0, 2.0], function, None);
+            assert_eq!(ranked[0].label, "high");
+            (ranked[0].score, ranked[1].score)
+        };
+        let close = |(a, b): (f32, f32), (c, d): (f32, f32)| {
+            assert!((a - c).abs() < 1e-6 && (b - d).abs() < 1e-6, "{a} {b}");
+        };
+        close(scores(Function::None), (2.0, 0.0));
+        close(scores(Function::Sigmoid), (0.880_797, 0.5));
+        close(scores(Function::Softmax), (0.880_797, 0.119_203));
+        close(scores(Function::Own), (0.880_797, 0.119_203));
+        let one = ranked(&task, &[0.0, 2.0], Function::Own, Some(1));
+        assert_eq!(one.len(), 1);
+        let value = self::task(ProblemType::Regression, &["valence"]);
+        assert_eq!(scores_of_value(&value), [-3.5]);
+    }
+
+    fn scores_of_value(task: &TaskConfig) -> Vec<f32> {
+        scores(task, &[-3.5], Function::Own)
     }
 
     #[test]

@@ -23,15 +23,18 @@ const NAMED: usize = 20;
 
 /// A task that answers.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({"task": "movie-sentiment", "version": 1,
+    "problem_type": "single_label_classification", "labels": ["negative", "positive"],
+    "max_length": 128, "mode": "hot"}))]
 pub struct Task {
-    task: String,
+    pub(super) task: String,
     /// The live version.
-    version: u64,
-    problem_type: ProblemType,
+    pub(super) version: u64,
+    pub(super) problem_type: ProblemType,
     /// In the order of the logits.
-    labels: Vec<String>,
+    pub(super) labels: Vec<String>,
     /// Tokens a text is cut to, special tokens included.
-    max_length: usize,
+    pub(super) max_length: usize,
     /// Whether the adapter shares the student's batches or is folded into an encoder of its own.
     mode: Mode,
 }
@@ -56,6 +59,9 @@ impl Task {
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({"tasks": [{"task": "movie-sentiment", "version": 1,
+    "problem_type": "single_label_classification", "labels": ["negative", "positive"],
+    "max_length": 128, "mode": "hot"}]}))]
 pub struct TaskList {
     /// By name.
     tasks: Vec<Task>,
@@ -85,6 +91,9 @@ impl ListQuery {
 
 /// A task with the report of its live version.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({"task": "movie-sentiment", "version": 1,
+    "problem_type": "single_label_classification", "labels": ["negative", "positive"],
+    "max_length": 128, "mode": "hot"}))]
 pub struct TaskDetails {
     #[serde(flatten)]
     task: Task,
@@ -240,6 +249,16 @@ fn markdown(details: &TaskDetails) -> String {
 }
 
 impl AppState {
+    /// A task, described.
+    pub(super) async fn described(&self, name: &str) -> Result<Task, ApiError> {
+        let entry = self.task(name)?;
+        let longest = self.serving.max_length();
+        let described = spawn_blocking(move || Task::of(&entry, longest)).await;
+        described
+            .map_err(ApiError::internal)?
+            .map_err(ApiError::internal)
+    }
+
     /// The live version of a task; the error names the tasks there are.
     pub(super) fn task(&self, name: &str) -> Result<Arc<Entry>, ApiError> {
         self.tasks.get(name).ok_or_else(|| {

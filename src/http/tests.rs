@@ -9,7 +9,7 @@ use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::AdminAccess;
+use super::auth::{AccessOptions, Tokens};
 use super::health::Readiness;
 use super::*;
 use crate::serving::fixture::{self, NAN, OPTIONS, PANIC, Scripted};
@@ -69,13 +69,15 @@ impl Api {
                 text_chars: 500,
             },
             request_timeout: Duration::from_secs(60),
+            default_task: None,
+            engine: options,
         };
         state
             .tasks
             .publish([fixture::resident(fixture::task("mood", 3))]);
         state.readiness.set_ready();
         let more = OpenApiRouter::new();
-        let router = router(state.clone(), AdminAccess::token("s3cret"), admin(), more);
+        let router = router(state.clone(), &edge(), admin(), more);
         Self { state, router }
     }
 
@@ -104,6 +106,18 @@ impl Api {
 
     async fn classify(&self, body: Value) -> Reply {
         self.post("/v1/classify/mood", body.to_string()).await
+    }
+}
+
+fn edge() -> Edge {
+    let admins = Tokens::fixed("ada:s3cret-s3cret-s3cret", "a test").expect("a token");
+    Edge {
+        access: Access::new(AccessOptions {
+            admins: Some(Arc::new(admins)),
+            ..AccessOptions::default()
+        }),
+        cors_origins: Vec::new(),
+        read_timeout: Duration::from_secs(5),
     }
 }
 
@@ -428,7 +442,7 @@ async fn admin_routes_ask_for_the_token() {
     reply.problem(401, "unauthorized");
     assert!(reply.header(header::WWW_AUTHENTICATE).starts_with("Bearer"));
     let request = Request::get("/admin/greeting")
-        .header(header::AUTHORIZATION, "Bearer s3cret")
+        .header(header::AUTHORIZATION, "Bearer s3cret-s3cret-s3cret")
         .body(Body::empty());
     let reply = api.send(request.expect("a request")).await;
     assert_eq!(
@@ -472,7 +486,7 @@ async fn the_openapi_document_has_every_route_and_every_reference() {
 async fn while_starting_only_health_answers_and_then_all() {
     let api = Api::new();
     let (readiness, metrics) = (Readiness::default(), Arc::clone(&api.state.metrics));
-    let current = Arc::new(ArcSwap::from_pointee(starting(readiness, metrics)));
+    let current = Arc::new(ArcSwap::from_pointee(starting(readiness, metrics, &edge())));
     let switching = Api {
         router: switchable(Arc::clone(&current)),
         state: api.state.clone(),

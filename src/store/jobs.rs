@@ -12,6 +12,10 @@ use super::{Store, StoreError, Timestamp, artifacts, check_task_name};
 
 /// A distillation pass, as `GET /admin/jobs/{id}` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
+#[schema(example = json!({"id": "01a20cc0-a256-732f-b0de-2804d3ce3042", "task": "film-mood",
+    "state": "running", "stage": "student_training", "step": 105, "steps": 228, "loss": 0.302,
+    "tokens_per_second": 3759.7, "eta_seconds": 27.5, "created_at": "2026-11-24T08:51:20.810Z",
+    "started_at": "2026-11-24T08:51:20.812Z"}))]
 pub struct Job {
     pub id: String,
     pub task: String,

@@ -21,7 +21,7 @@ pub struct Change {
     /// Live before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous: Option<u64>,
-    /// Who: `admin`, `job {id}` or `server`.
+    /// Who: the name of a token, `admin` where none is asked for, `job {id}` or `server`.
     pub actor: String,
     /// Why, as the actor put it.
     pub reason: String,

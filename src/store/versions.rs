@@ -13,6 +13,9 @@ use super::{Store, StoreError, Timestamp, check_task_name};
 
 /// An adapter with its report, immutable once added.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({"task": "film-mood", "version": 2, "live": true, "origin": "imported",
+    "created_at": "2026-11-24T08:53:01.002Z", "bytes": 1887436,
+    "digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}))]
 pub struct Version {
     pub task: String,
     /// 1, 2, … for each task.

@@ -13,6 +13,9 @@ pub enum LogFormat {
     Json,
 }
 
+/// Target of the lines about what administrators do.
+pub const AUDIT: &str = "audit";
+
 /// A filter that can't be parsed.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -27,10 +30,16 @@ pub struct LogFilterError {
 /// Starts logging for this process. `filter` is a level or a list of `target=level`.
 /// A second call changes nothing: the first one of a process counts.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), LogFilterError> {
-    let env_filter = EnvFilter::try_new(filter).map_err(|source| LogFilterError {
+    let unreadable = |source| LogFilterError {
         filter: filter.to_owned(),
         source,
-    })?;
+    };
+    let env_filter = EnvFilter::try_new(filter).map_err(unreadable)?;
+    // What administrators do is written down whatever else is.
+    let env_filter = match filter.contains(AUDIT) {
+        true => env_filter,
+        false => env_filter.add_directive(format!("{AUDIT}=info").parse().map_err(unreadable)?),
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(env_filter)
         .with_writer(io::stderr)

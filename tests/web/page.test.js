@@ -247,6 +247,12 @@ test("a refused request says why, and a failed one too", async (t) => {
   assert.match(await alert.textContent(), /row/);
 });
 
+test("the documentation of the API comes from the server alone", async (t) => {
+  const page = await open(t, "docs/");
+  await page.locator('[data-path="/v1/classify/{task}"]').first().waitFor();
+  await picture(page, "docs");
+});
+
 test("requests, latency, queue and memory are drawn", async (t) => {
   const page = await open(t, "#/server");
   await page.getByRole("img", { name: /^Memory: process \d/ }).waitFor();

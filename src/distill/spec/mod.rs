@@ -20,6 +20,9 @@ use crate::text::Truncation;
 /// a default.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"task": "film-mood", "data": {"train": {"path": "films/train.jsonl"}},
+    "teacher": {"model": "mpnet-base", "adapter": "movie-sentiment"},
+    "lora": {"r": 8, "targets": ["all-linear"]}, "gate": {"keep": 0.85}}))]
 pub struct DistillSpec {
     /// Name of the task that gets the version: `[a-z0-9][a-z0-9-]*`.
     pub task: String,

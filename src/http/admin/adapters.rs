@@ -1,5 +1,6 @@
 //! `POST /admin/adapters`: takes an adapter of PEFT in as a version.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,10 +11,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
+use super::archive;
 use super::upload::{is_form, receive_form};
 use super::work_folder::WorkFolder;
 use super::{Admin, to_the_end};
 use crate::adapter::AdapterFolder;
+use crate::http::auth::Actor;
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::Json;
 use crate::serving::LoadError;
@@ -23,7 +26,7 @@ use crate::telemetry::chain;
 /// Whether the adapter of a folder can answer with the student that serves. Blocks.
 pub type AdapterCheck = Arc<dyn Fn(&Path) -> Result<(), LoadError> + Send + Sync>;
 
-/// The files of an adapter, as parts of a form.
+/// The files of an adapter.
 const FILES: [&str; 4] = [
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -31,9 +34,16 @@ const FILES: [&str; 4] = [
     "report.json",
 ];
 
+/// All of them in one .zip.
+const ARCHIVE: &str = "archive";
+
+/// Files that are parts of a form.
+const PARTS: [&str; 5] = [FILES[0], FILES[1], FILES[2], FILES[3], ARCHIVE];
+
 /// An adapter that is to be a version of a task.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"task": "film-mood", "path": "adapters/film-mood", "promote": true}))]
 pub(super) struct NewAdapter {
     /// `[a-z0-9][a-z0-9-]*`; a task that is not there yet is made.
     task: String,
@@ -46,21 +56,24 @@ pub(super) struct NewAdapter {
     promote: bool,
 }
 
-/// The form of a request with the adapter's files.
+/// The form of a request with the adapter's files, one by one or in an archive.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a form that is read part by part")]
 pub(super) struct AdapterForm {
     /// The request as JSON, without `path`.
     #[schema(value_type = Object)]
     spec: String,
+    /// A .zip of the adapter's folder, in the place of the files.
+    #[schema(value_type = Option<String>, format = Binary)]
+    archive: Vec<u8>,
     /// PEFT's description.
-    #[schema(rename = "adapter_config.json", value_type = String, format = Binary)]
+    #[schema(rename = "adapter_config.json", value_type = Option<String>, format = Binary)]
     adapter_config: Vec<u8>,
     /// The weights.
-    #[schema(rename = "adapter_model.safetensors", value_type = String, format = Binary)]
+    #[schema(rename = "adapter_model.safetensors", value_type = Option<String>, format = Binary)]
     adapter_model: Vec<u8>,
     /// The labels (`id2label`) and the `problem_type`.
-    #[schema(rename = "config.json", value_type = String, format = Binary)]
+    #[schema(rename = "config.json", value_type = Option<String>, format = Binary)]
     config: Vec<u8>,
     /// What `kdlora distill` has written beside it.
     #[schema(rename = "report.json", value_type = Option<String>, format = Binary)]
@@ -91,11 +104,12 @@ problem_set!(
 )]
 pub(super) async fn import(
     State(admin): State<Admin>,
+    actor: Actor,
     request: Request,
 ) -> Result<Response, ApiError> {
     let folder = WorkFolder::new(admin.store.job_folder(&NewJob::id()));
     let (new, source) = match is_form(&request) {
-        true => receive(request, &folder.data()).await?,
+        true => receive(request, &folder.data(), admin.max_upload).await?,
         false => {
             let Json(new) = Json::<NewAdapter>::from_request(request, &()).await?;
             let Some(path) = &new.path else {
@@ -108,22 +122,40 @@ pub(super) async fn import(
             (new, source)
         }
     };
-    let version = to_the_end(async move { admin.import(new, source, folder).await }).await?;
+    let version = to_the_end(async move { admin.import(new, source, folder, actor).await }).await?;
     let location = format!("/admin/tasks/{}/versions", version.task);
     let headers = [(header::LOCATION, location)];
     Ok((StatusCode::CREATED, headers, Json(version)).into_response())
 }
 
-/// Takes the files of a form into `folder`.
-async fn receive(request: Request, folder: &Path) -> Result<(NewAdapter, PathBuf), ApiError> {
+/// Takes the files of a form into `folder`; an archive may unpack to `most` bytes.
+async fn receive(
+    request: Request,
+    folder: &Path,
+    most: usize,
+) -> Result<(NewAdapter, PathBuf), ApiError> {
     let form = Multipart::from_request(request, &())
         .await
         .map_err(|error| Problem::InvalidBody.with(error.body_text()))?;
-    let (spec, _) = receive_form(form, folder, &FILES, own_name).await?;
+    let (spec, files) = receive_form(form, folder, &PARTS, own_name).await?;
     let new: NewAdapter = serde_json::from_value(spec)
         .map_err(|error| Problem::InvalidBody.with(format!("the part `spec`: {error}")))?;
     if new.path.is_some() {
         return Err(Problem::InvalidBody.with("a form brings the files; leave out `path`"));
+    }
+    if files.iter().any(|file| file.name == ARCHIVE) {
+        if files.len() > 1 {
+            return Err(Problem::InvalidBody.with("send the archive, or the files one by one"));
+        }
+        let folder = folder.to_owned();
+        let most = u64::try_from(most).unwrap_or(u64::MAX - 1);
+        let unpacked = tokio::task::spawn_blocking(move || {
+            let files = folder.join("unpacked");
+            fs::create_dir(&files).map_err(ApiError::internal)?;
+            archive::unpack(&folder.join(ARCHIVE), &files, &FILES, most)?;
+            Ok::<_, ApiError>(files)
+        });
+        return Ok((new, unpacked.await.map_err(ApiError::internal)??));
     }
     Ok((new, folder.to_owned()))
 }
@@ -138,6 +170,7 @@ impl Admin {
         new: NewAdapter,
         source: PathBuf,
         folder: WorkFolder,
+        actor: Actor,
     ) -> Result<Version, ApiError> {
         let check = Arc::clone(&self.check_adapter);
         let repacked = folder.path.join("adapter");
@@ -154,7 +187,7 @@ impl Admin {
         }
         let number = version.version;
         let live = store
-            .promote(&new.task, number, "admin", "promoted on import")
+            .promote(&new.task, number, actor.name(), "promoted on import")
             .await?;
         self.apply(live).await.map(|Json(version)| version)
     }

@@ -49,6 +49,7 @@ pub(super) struct DistillForm {
     post, path = "/admin/distill", tag = "admin", operation_id = "distill",
     params((
         "Idempotency-Key" = Option<String>, Header,
+        min_length = 1, max_length = 255, pattern = "^[!-~]+$",
         description = "The same request with the same key makes one job, however often it is sent"
     )),
     request_body(content(

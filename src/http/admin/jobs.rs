@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::Admin;
-use crate::http::error::{ApiError, problem_set};
+use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::{Json, Path, Query};
 use crate::store::Job;
 
@@ -27,6 +27,7 @@ fn default_limit() -> u32 {
 
 /// Jobs, newest first.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"jobs": []}))]
 pub(super) struct JobList {
     jobs: Vec<Job>,
 }
@@ -45,7 +46,10 @@ pub(super) async fn list(
     State(admin): State<Admin>,
     Query(page): Query<Page>,
 ) -> Result<Json<JobList>, ApiError> {
-    let jobs = admin.store.jobs(page.limit.min(MAX_LISTED)).await?;
+    if page.limit > MAX_LISTED {
+        return Err(Problem::InvalidParameter.with(format!("limit may be at most {MAX_LISTED}")));
+    }
+    let jobs = admin.store.jobs(page.limit).await?;
     for job in &jobs {
         admin.runner.settle(job).await;
     }

@@ -189,12 +189,27 @@ impl Places {
             return Err(outside());
         }
         let canonical = joined.canonicalize().map_err(|_| outside())?;
-        if canonical.starts_with(root) {
-            Ok(canonical)
-        } else {
-            Err(outside())
+        if !canonical.starts_with(root) || !holds_its_files(&canonical, root) {
+            return Err(outside());
         }
+        Ok(canonical)
     }
+}
+
+/// Whether no file of a folder is a link to a place outside of `root`.
+fn holds_its_files(folder: &Path, root: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(folder) else {
+        // Not a folder, or one that can't be read: whoever opens it will say so.
+        return true;
+    };
+    entries.flatten().all(|entry| {
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        !is_link
+            || entry
+                .path()
+                .canonicalize()
+                .is_ok_and(|path| path.starts_with(root))
+    })
 }
 
 /// Neither a known name nor a usable path.
@@ -245,6 +260,8 @@ mod tests {
         fs::write(folder.path().join("secret"), "").unwrap();
         std::os::unix::fs::symlink("../secret", root.join("link")).unwrap();
         std::os::unix::fs::symlink("inside", root.join("alias")).unwrap();
+        fs::create_dir(root.join("adapter")).unwrap();
+        std::os::unix::fs::symlink("../../secret", root.join("adapter/config.json")).unwrap();
         let places = places(&root);
         let real = root.canonicalize().unwrap().join("inside/rows.jsonl");
         let absolute = real.to_str().unwrap().to_owned();
@@ -257,6 +274,7 @@ mod tests {
             "../secret",
             "inside/../../secret",
             "link",
+            "adapter",
             "missing",
             "/etc/passwd",
             secret.to_str().unwrap(),

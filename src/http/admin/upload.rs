@@ -11,7 +11,7 @@ use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
 
 use crate::http::error::{ApiError, Problem};
-use crate::http::extract::Json;
+use crate::http::extract::{Json, cut_off};
 
 /// A JSON body is held in memory, several times its size; larger data come as files.
 pub(super) const MAX_JSON_BYTES: usize = 32 * 1024 * 1024;
@@ -206,7 +206,9 @@ fn form_error(error: MultipartError) -> ApiError {
              their paths instead",
         );
     }
-    Problem::InvalidBody.with(format!("the form cannot be read: {}", error.body_text()))
+    cut_off(&error).unwrap_or_else(|| {
+        Problem::InvalidBody.with(format!("the form cannot be read: {}", error.body_text()))
+    })
 }
 
 fn invalid(detail: impl Into<String>) -> ApiError {

@@ -7,6 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{Admin, to_the_end};
 use crate::adapter::Mode;
+use crate::http::auth::Actor;
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::{Json, Path, Query};
 use crate::store::{Change, Version};
@@ -16,6 +17,7 @@ const MAX_REASON: usize = 1_000;
 
 /// Versions of a task, oldest first, and every change of the live one.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"task": "film-mood", "live": 1, "versions": [], "history": []}))]
 pub(super) struct Versions {
     task: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,6 +28,7 @@ pub(super) struct Versions {
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"version": 2, "reason": "better on the new test rows"}))]
 pub(super) struct Promotion {
     version: u64,
     /// For the history.
@@ -81,6 +84,7 @@ pub(super) async fn list(
 pub(super) async fn promote(
     State(admin): State<Admin>,
     Path(task): Path<String>,
+    actor: Actor,
     Json(promotion): Json<Promotion>,
 ) -> Result<Json<Version>, ApiError> {
     let reason = reason(promotion.reason, "promoted by hand", Problem::InvalidBody)?;
@@ -88,7 +92,7 @@ pub(super) async fn promote(
         let version = promotion.version;
         let live = admin
             .store
-            .promote(&task, version, "admin", &reason)
+            .promote(&task, version, actor.name(), &reason)
             .await?;
         admin.apply(live).await
     })
@@ -104,11 +108,12 @@ pub(super) async fn promote(
 pub(super) async fn rollback(
     State(admin): State<Admin>,
     Path(task): Path<String>,
+    actor: Actor,
     Query(why): Query<Why>,
 ) -> Result<Json<Version>, ApiError> {
     let reason = reason(why.reason, "rolled back by hand", Problem::InvalidParameter)?;
     to_the_end(async move {
-        let live = admin.store.rollback(&task, "admin", &reason).await?;
+        let live = admin.store.rollback(&task, actor.name(), &reason).await?;
         admin.apply(live).await
     })
     .await
@@ -128,13 +133,14 @@ problem_set!(
 pub(super) async fn withdraw(
     State(admin): State<Admin>,
     Path(task): Path<String>,
+    actor: Actor,
     Query(why): Query<Why>,
 ) -> Result<StatusCode, ApiError> {
     let reason = reason(why.reason, "withdrawn by hand", Problem::InvalidParameter)?;
     to_the_end(async move {
         // For its error.
         admin.store.versions(&task).await?;
-        admin.store.withdraw(&task, "admin", &reason).await?;
+        admin.store.withdraw(&task, actor.name(), &reason).await?;
         match admin.live_hook.refresh(&task).await {
             Ok(()) => Ok(StatusCode::NO_CONTENT),
             Err(error) => Err(ApiError::internal(&*error)),
@@ -145,6 +151,7 @@ pub(super) async fn withdraw(
 
 /// How a task is to be served.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({"task": "film-mood", "mode": "merged"}))]
 pub(super) struct TaskMode {
     task: String,
     mode: Mode,
@@ -152,6 +159,7 @@ pub(super) struct TaskMode {
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({"mode": "merged"}))]
 pub(super) struct NewMode {
     mode: Mode,
 }

@@ -3,12 +3,13 @@
 //! The page holds no data of its own: what it shows it asks of the API, with the token that its user
 //! gives it. So its files need no access check, and they answer while the server starts.
 
-use axum::Router;
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use sha2::{Digest, Sha256};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::error::Problem;
 
@@ -52,19 +53,24 @@ const ASSETS: &[Asset] = assets! {
     "versions.js" "text/javascript; charset=utf-8"
 };
 
-/// `/` and `/page/{file}`.
-pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    Router::new()
-        .route(
-            "/",
-            get(|headers: HeaderMap| async move { file("index.html", &headers) }),
-        )
-        .route(
-            "/page/{file}",
-            get(
-                |Path(name): Path<String>, headers: HeaderMap| async move { file(&name, &headers) },
-            ),
-        )
+/// `/` and the files that it asks for.
+pub(super) fn routes() -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(index)).route(
+        "/page/{file}",
+        get(|Path(name): Path<String>, headers: HeaderMap| async move { file(&name, &headers) }),
+    )
+}
+
+/// The page for people: tasks, tries, distillations, versions, load.
+#[utoipa::path(
+    get, path = "/", tag = "page", operation_id = "page", security(()),
+    responses(
+        (status = 200, description = "HTML", content_type = "text/html", body = String),
+        (status = 304, description = "The page is the one that `If-None-Match` names.")
+    )
+)]
+async fn index(headers: HeaderMap) -> Response {
+    file("index.html", &headers)
 }
 
 fn file(name: &str, headers: &HeaderMap) -> Response {
