@@ -54,7 +54,7 @@ pub(super) struct LabelScore {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Function {
     /// That of the task's problem type: softmax for classes, sigmoid for labels, none for a
-    /// regression.
+    /// regression; at the temperature that the task is served at.
     #[default]
     Own,
     Softmax,
@@ -64,13 +64,13 @@ pub(super) enum Function {
 
 /// Scores of one row of logits, `[labels]`, in the order of the labels.
 pub(super) fn scores(task: &TaskConfig, logits: &[f32], function: Function) -> Vec<f32> {
-    let own = match function {
-        Function::Own => task.problem_type,
-        Function::Softmax => ProblemType::SingleLabelClassification,
-        Function::Sigmoid => ProblemType::MultiLabelClassification,
+    let scores = match function {
+        Function::Own => task.scores(logits),
+        Function::Softmax => ProblemType::SingleLabelClassification.scores(logits),
+        Function::Sigmoid => ProblemType::MultiLabelClassification.scores(logits),
         Function::None => return logits.to_vec(),
     };
-    match own.scores(logits) {
+    match scores {
         Scores::Value(value) => vec![value],
         Scores::SingleLabel(scores) | Scores::MultiLabel(scores) => scores,
     }
@@ -185,6 +185,11 @@ mod tests {
         assert_eq!(value(true), Some(4.0));
         let sure = value(false).expect("a number");
         assert!((sure - 0.731_058_6).abs() < 1e-6, "{sure}");
+        // Clients of other servers read the same probabilities.
+        let theirs = |function| f64::from(ranked(&task, &[0.0, 4.0], function, None)[0].score);
+        assert_eq!(theirs(Function::Own), sure);
+        assert_eq!(theirs(Function::None), 4.0);
+        assert!((theirs(Function::Softmax) - 0.982_013_8).abs() < 1e-6);
     }
 
     #[test]
