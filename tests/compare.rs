@@ -179,6 +179,28 @@ fn a_comparison_has_all_rows_and_a_rerun_does_what_is_missing() {
     assert!(only_models_of_adapters(&place.out()));
 }
 
+#[test]
+fn the_metric_of_the_data_is_what_models_are_compared_by() {
+    let mut by_mcc = spec();
+    by_mcc["pass"]["data"]["metric"] = json!("mcc");
+    by_mcc["rows"] = json!(["lora-student"]);
+    by_mcc["seeds"] = json!([1]);
+    by_mcc["variants"] = json!([]);
+    let place = Place::new(by_mcc);
+    let (lines, succeeded) = place.run();
+    assert!(succeeded, "{lines:#?}");
+    let report = place.report();
+    assert_eq!(report["metric"], "mcc");
+    // No class stands out from an answer that is always the same.
+    assert_eq!(report["majority"], 0.0);
+    let cell = fs::read(place.out().join("cells/lora-student-1.json")).expect("a cell");
+    let cell: Value = serde_json::from_slice(&cell).expect("JSON");
+    let evaluation = &cell["evaluation"];
+    assert_eq!(evaluation["score"]["metric"], "mcc");
+    assert_eq!(evaluation["score"]["value"], evaluation["mcc"]);
+    assert_eq!(report["rows"][0]["mean"], evaluation["mcc"]);
+}
+
 /// Whole encoders are not kept.
 fn only_models_of_adapters(out: &Path) -> bool {
     let models = fs::read_dir(out.join("models")).expect("models");

@@ -75,7 +75,7 @@ fn assert_scores_as_reported(task: &str, least: f64) {
     let score = |classifier: &Classifier| {
         let (encoder, weights) = (&classifier.encoder, &classifier.weights);
         let logits = predict(encoder, weights, &sequences, threads, &|_, _| {}).unwrap();
-        let found = evaluate(data.task_kind, names, &logits, &labels, 42).unwrap();
+        let found = evaluate(data.scoring(), names, &logits, &labels, 42).unwrap();
         found.score.value
     };
     let exact = score(&classifier);

@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::adapter::ProblemType;
     use crate::distill::dataset::Label;
-    use crate::distill::evaluation::{Calibration, evaluate, majority};
+    use crate::distill::evaluation::{Calibration, Scoring, evaluate, majority};
 
     /// 20 rows, the first ten of class a, of which `right` rows of each class are answered right.
     fn student(right_a: usize, right_b: usize) -> Evaluation {
@@ -206,7 +206,14 @@ mod tests {
         let logits: Vec<Vec<f32>> = (0..20)
             .map(|i| vec![if answer(i) == 0 { 1.0 } else { 0.0 }, 0.5])
             .collect();
-        evaluate(KIND, &names(), &logits, &labels(&test_rows()), 1).unwrap()
+        evaluate(
+            Scoring::of(KIND),
+            &names(),
+            &logits,
+            &labels(&test_rows()),
+            1,
+        )
+        .unwrap()
     }
 
     const KIND: ProblemType = ProblemType::SingleLabelClassification;
@@ -228,7 +235,7 @@ mod tests {
     fn judge(student: &Evaluation, teacher: Option<&Evaluation>) -> Gate {
         let rows = test_rows();
         let rows = labels(&rows);
-        let majority = majority(KIND, &names(), &rows, &rows, 1).unwrap();
+        let majority = majority(Scoring::of(KIND), &names(), &rows, &rows, 1).unwrap();
         let spec = GateSpec {
             keep: 0.9,
             ..GateSpec::default()

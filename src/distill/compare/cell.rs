@@ -258,7 +258,13 @@ impl Bench<'_> {
         let (kind, names) = (self.data.task_kind, &self.data.label_names);
         let labels = dataset::labels(&self.data.test);
         let validation_labels = dataset::labels(&self.data.validation);
-        let mut evaluation = evaluate(kind, names, &test, &labels, cell.training.seed)?;
+        let mut evaluation = evaluate(
+            self.data.scoring(),
+            names,
+            &test,
+            &labels,
+            cell.training.seed,
+        )?;
         evaluation.calibration =
             calibrate(kind, (&validation, &validation_labels), (&test, &labels))?;
         let trained: Option<Trained> = match cell.ready {

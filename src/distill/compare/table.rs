@@ -11,7 +11,7 @@ use super::plan::Cell;
 use super::spec::{CompareSpec, Method};
 use crate::adapter::ProblemType;
 use crate::distill::dataset::{self, Dataset, Label};
-use crate::distill::evaluation::{Metric, evaluate, interval_of_sum, majority};
+use crate::distill::evaluation::{Metric, interval_of_sum, majority};
 use crate::distill::report::timestamp;
 
 /// The result of a comparison.
@@ -129,19 +129,15 @@ impl Comparison {
             row.latency = latencies.rows.get(&row.row).copied();
             rows.push(row);
         }
-        let (kind, names) = (data.task_kind, &data.label_names);
         let train_labels = dataset::labels(&data.train);
-        let majority = majority(kind, names, &train_labels, &scorer.labels, seed);
-        let metric = match groups.first().and_then(|group| group.outcomes.first()) {
-            Some(outcome) => outcome.evaluation.score.metric,
-            None => evaluate(kind, names, &[], &[], seed)?.score.metric,
-        };
+        let (scoring, names) = (data.scoring(), &data.label_names);
+        let majority = majority(scoring, names, &train_labels, &scorer.labels, seed);
         let mut spec_value = serde_json::to_value(spec).unwrap_or_default();
         spec_value["pass"] = spec.pass.without_rows();
         Ok(Self {
             task: spec.pass.task.clone(),
-            problem_type: kind,
-            metric,
+            problem_type: data.task_kind,
+            metric: data.metric,
             created_at: timestamp(SystemTime::now()),
             train_rows: data.train.len(),
             validation_rows: data.validation.len(),

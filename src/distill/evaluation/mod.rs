@@ -81,8 +81,9 @@ pub struct Scoring {
     pub metric: Metric,
 }
 
-impl From<ProblemType> for Scoring {
-    fn from(problem_type: ProblemType) -> Self {
+impl Scoring {
+    /// By what a kind of task is scored by where nothing else is said.
+    pub fn of(problem_type: ProblemType) -> Self {
         Self {
             problem_type,
             metric: Metric::of(problem_type),
@@ -191,7 +192,7 @@ pub enum EvaluationError {
 /// A ratio whose denominator is 0 counts as 0, as does a correlation with a constant. The interval
 /// is the 95 % percentile interval of 1,000 resamples of the rows, drawn with `seed`.
 pub fn evaluate(
-    scoring: impl Into<Scoring>,
+    scoring: Scoring,
     label_names: &[String],
     logits: &[Vec<f32>],
     labels: &[Option<&Label>],
@@ -200,7 +201,7 @@ pub fn evaluate(
     let Scoring {
         problem_type,
         metric,
-    } = scoring.into();
+    } = scoring;
     check_logits(logits, labels.len(), label_names.len())?;
     let rows = labelled(logits, labels);
     let answers = Answers::new(problem_type, label_names.len(), &rows)?;
@@ -212,13 +213,12 @@ pub fn evaluate(
 /// Scores the most common answer of the training rows, given to every test row: the class, each
 /// label that more than half of the rows have, or the mean target.
 pub fn majority(
-    scoring: impl Into<Scoring>,
+    scoring: Scoring,
     label_names: &[String],
     train: &[Option<&Label>],
     test: &[Option<&Label>],
     seed: u64,
 ) -> Result<Evaluation, EvaluationError> {
-    let scoring = scoring.into();
     let train: Vec<&Label> = train.iter().copied().flatten().collect();
     if train.is_empty() {
         return Err(EvaluationError::NoLabels);

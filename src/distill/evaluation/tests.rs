@@ -60,7 +60,7 @@ fn close(found: impl Into<Option<f64>>, expected: f64) {
 
 fn single(logits: &[Vec<f32>], labels: &[Option<&Label>]) -> Result<Evaluation, EvaluationError> {
     evaluate(
-        ProblemType::SingleLabelClassification,
+        Scoring::of(ProblemType::SingleLabelClassification),
         &names(),
         logits,
         labels,
@@ -123,7 +123,7 @@ fn a_temperature_is_fitted_by_maximum_likelihood() {
 fn multi_label_figures_are_those_of_scikit_learn() {
     let labels = sets();
     let kind = ProblemType::MultiLabelClassification;
-    let evaluation = evaluate(kind, &names(), &student(), &all(&labels), 1).unwrap();
+    let evaluation = evaluate(Scoring::of(kind), &names(), &student(), &all(&labels), 1).unwrap();
     assert_eq!(evaluation.score.metric, Metric::MacroF1);
     close(evaluation.accuracy, 0.566_666_666_666_666_7);
     close(evaluation.macro_f1, 0.736_892_327_530_625_5);
@@ -143,7 +143,14 @@ fn regression_figures_are_those_of_scipy() {
         .map(|(row, target)| vec![row[0] + target])
         .collect();
     let names = ["value".to_owned()];
-    let evaluation = evaluate(ProblemType::Regression, &names, &logits, &all(&labels), 1).unwrap();
+    let evaluation = evaluate(
+        Scoring::of(ProblemType::Regression),
+        &names,
+        &logits,
+        &all(&labels),
+        1,
+    )
+    .unwrap();
     assert_eq!(evaluation.score.metric, Metric::PearsonSpearman);
     close(evaluation.pearson, 0.743_745_339_316_970_7);
     close(evaluation.spearman, 0.725_807_426_793_649_6);
@@ -174,7 +181,7 @@ fn a_model_held_against_its_own_answers_is_always_right() {
     assert_eq!(single(&logits, &all(&labels)).unwrap().score.value, 1.0);
     let labels = teacher_answers(ProblemType::MultiLabelClassification, &logits);
     let kind = ProblemType::MultiLabelClassification;
-    let evaluation = evaluate(kind, &names(), &logits, &all(&labels), 1).unwrap();
+    let evaluation = evaluate(Scoring::of(kind), &names(), &logits, &all(&labels), 1).unwrap();
     assert_eq!(evaluation.score.value, 1.0);
 }
 
@@ -202,7 +209,7 @@ fn the_majority_answer_is_that_of_the_training_rows() {
         Label::Class(2),
     ];
     let kind = ProblemType::SingleLabelClassification;
-    let evaluation = majority(kind, &names(), &all(&train), &all(&test), 1).unwrap();
+    let evaluation = majority(Scoring::of(kind), &names(), &all(&train), &all(&test), 1).unwrap();
     assert_eq!(evaluation.accuracy, Some(0.5));
     assert_eq!(evaluation.classes[2].predicted, 4);
     assert_eq!(evaluation.mcc, Some(0.0));
@@ -215,14 +222,14 @@ fn the_majority_answer_is_that_of_the_training_rows() {
     ];
     let test = [Label::Labels(vec![0]), Label::Labels(vec![1])];
     let kind = ProblemType::MultiLabelClassification;
-    let evaluation = majority(kind, &names(), &all(&train), &all(&test), 1).unwrap();
+    let evaluation = majority(Scoring::of(kind), &names(), &all(&train), &all(&test), 1).unwrap();
     assert_eq!(evaluation.accuracy, Some(0.5));
 
     let train = [Label::Value(1.0), Label::Value(3.0)];
     let test = [Label::Value(1.0), Label::Value(2.0)];
     let names = ["value".to_owned()];
     let evaluation = majority(
-        ProblemType::Regression,
+        Scoring::of(ProblemType::Regression),
         &names,
         &all(&train),
         &all(&test),

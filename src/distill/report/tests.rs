@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::distill::dataset::{ClassCount, Label, Rejection, Split, SplitChecks};
-use crate::distill::evaluation::{Calibration, Quantiles, evaluate, majority};
+use crate::distill::evaluation::{Calibration, Quantiles, Scoring, evaluate, majority};
 use crate::distill::spec::GateSpec;
 
 const KIND: ProblemType = ProblemType::SingleLabelClassification;
@@ -21,13 +21,13 @@ fn scored(every: usize) -> Evaluation {
         })
         .collect();
     let labels: Vec<Option<&Label>> = labels.iter().map(Some).collect();
-    evaluate(KIND, &names(), &logits, &labels, 7).unwrap()
+    evaluate(Scoring::of(KIND), &names(), &logits, &labels, 7).unwrap()
 }
 
 fn baseline() -> Evaluation {
     let labels: Vec<Label> = (0..100).map(|i| Label::Class(i % 2)).collect();
     let labels: Vec<Option<&Label>> = labels.iter().map(Some).collect();
-    majority(KIND, &names(), &labels, &labels, 7).unwrap()
+    majority(Scoring::of(KIND), &names(), &labels, &labels, 7).unwrap()
 }
 
 fn quantiles(p50_ms: f64) -> Quantiles {
