@@ -223,6 +223,7 @@ impl App {
             let warm = student.clone();
             spawn_blocking(move || warm.warm_up(&task, options.max_batch_tokens)).await??;
         }
+        let precision = student.encoder.precision().unwrap_or(Precision::F32);
         let Student { encoder, tokenizer } = student;
         let model = Arc::new(SharedCores::new(encoder, config.threads)?);
         let serving = Serving::start(
@@ -241,6 +242,7 @@ impl App {
             request_timeout: config.request_timeout,
             default_task: config.default_task.as_deref().map(Into::into),
             engine: options,
+            precision,
         };
         Ok(Self {
             state,

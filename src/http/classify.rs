@@ -15,6 +15,7 @@ use super::AppState;
 use super::error::{ApiError, Problem, problem_set};
 use super::extract::{self, Json, Path};
 use super::inputs::Inputs;
+use super::openapi::TaskPath;
 use super::prediction::{Prediction, predict};
 use crate::serving::{self, Answer, Entry, LiveTask, ServingError, Timings};
 use crate::telemetry::Outcome;
@@ -72,8 +73,7 @@ problem_set!(ClassifyErrors: NotJson, InvalidParameter, UnknownTask, VersionNotL
 
 /// Classify one or more texts.
 #[utoipa::path(post, path = "/v1/classify/{task}", tag = "classify",
-    params(("task" = String, Path, description = "Name of the task.",
-        example = "movie-sentiment")),
+    params(TaskPath),
     request_body(content = ClassifyRequest, examples(
         ("text" = (value = json!({"inputs": "A quiet, wonderful film."}))),
         ("pairs" = (value = json!({"inputs": [{"text": "Is it good?", "text_pair": "It is."}],
@@ -190,11 +190,8 @@ async fn answer(
     question: Question,
     arrived: Instant,
 ) -> Result<Answer, ApiError> {
-    if let Some(wanted) = question.version.filter(|wanted| *wanted != task.version) {
-        return Err(Problem::VersionNotLive.with(format!(
-            "version {wanted} of task {:?} is not live; version {} answers",
-            task.name, task.version
-        )));
+    if let Some(wanted) = question.version {
+        check_live(task, wanted)?;
     }
     let timeout = question.timeout.map_or(state.request_timeout, |asked| {
         asked.min(state.request_timeout)
@@ -208,6 +205,17 @@ async fn answer(
     };
     let answer = state.serving.classify(request).await;
     answer.map_err(|error| serving_error(error, timeout))
+}
+
+/// Whether the version is the one that answers.
+pub(super) fn check_live(task: &Entry, version: u64) -> Result<(), ApiError> {
+    if version == task.version {
+        return Ok(());
+    }
+    Err(Problem::VersionNotLive.with(format!(
+        "version {version} of task {:?} is not live; version {} answers",
+        task.name, task.version
+    )))
 }
 
 /// The header of the W3C's Server Timing, in milliseconds.

@@ -49,6 +49,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::ops::Precision;
 use crate::serving::{Options, Serving, TaskTable};
 use crate::telemetry::Metrics;
 use auth::{Access, Gate, Role, guard};
@@ -69,6 +70,8 @@ pub struct AppState {
     pub default_task: Option<Arc<str>>,
     /// How the engine is set up.
     pub engine: Options,
+    /// In which numbers the student multiplies.
+    pub precision: Precision,
 }
 
 /// What stands between the network and the routes.
@@ -205,18 +208,7 @@ fn layered(router: Router, edge: &Edge) -> Router {
         .layer(trace::layer())
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
-        .layer(middleware::map_request(short_request_id))
-}
-
-/// A request id stands in every line of the log about the request: one that is longer than any
-/// program makes them is replaced by the server's own.
-async fn short_request_id(mut request: Request) -> Request {
-    const ID: &str = "x-request-id";
-    const MOST: usize = 128;
-    if request.headers().get(ID).is_some_and(|id| id.len() > MOST) {
-        request.headers_mut().remove(ID);
-    }
-    request
+        .layer(middleware::map_request(trace::short_request_id))
 }
 
 async fn not_started() -> ApiError {

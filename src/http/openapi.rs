@@ -8,9 +8,9 @@ use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;
 use tower_http::set_header::SetResponseHeaderLayer;
-use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -54,6 +54,29 @@ const PAGES_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'
     components(schemas(super::error::ProblemDetails, super::compat::ForeignProblem))
 )]
 struct ApiDoc;
+
+/// Parameters of a route about a task.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "describes what the handler reads as a tuple")]
+pub(super) struct TaskPath {
+    /// Name of the task.
+    #[param(example = "movie-sentiment")]
+    task: String,
+}
+
+/// Parameters of a route about a version, which must be the live one.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "describes what the handler reads as a tuple")]
+pub(super) struct LiveVersionPath {
+    /// Name of the task.
+    #[param(example = "movie-sentiment")]
+    task: String,
+    /// The live version.
+    #[param(example = 1)]
+    version: u64,
+}
 
 /// The document, complete once all routes are known.
 #[derive(Clone, Default)]

@@ -13,6 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::AppState;
 use super::error::{ApiError, Problem, problem_set};
 use super::extract::{Json, Path, Query};
+use super::openapi::TaskPath;
 use crate::adapter::{AdapterError, Mode, ProblemType, TaskConfig};
 use crate::distill::report::{Report, without_texts};
 use crate::serving::Entry;
@@ -182,7 +183,7 @@ problem_set!(TaskErrors: InvalidParameter, UnknownTask, Internal);
 
 /// One task, with the report of its live version.
 #[utoipa::path(get, path = "/v1/tasks/{task}", tag = "tasks",
-    params(("task" = String, Path, description = "Name of the task."), TaskQuery),
+    params(TaskPath, TaskQuery),
     responses(
         (status = 200, description = "The task and its report.", content(
             (TaskDetails = "application/json"), (String = "text/markdown"))),
@@ -250,8 +251,7 @@ fn markdown(details: &TaskDetails) -> String {
 
 impl AppState {
     /// A task, described.
-    pub(super) async fn described(&self, name: &str) -> Result<Task, ApiError> {
-        let entry = self.task(name)?;
+    pub(super) async fn described(&self, entry: Arc<Entry>) -> Result<Task, ApiError> {
         let longest = self.serving.max_length();
         let described = spawn_blocking(move || Task::of(&entry, longest)).await;
         described

@@ -1,6 +1,6 @@
 //! The span of a request: what log lines and traces name it by.
 
-use axum::extract::MatchedPath;
+use axum::extract::{MatchedPath, Request};
 use axum::http::HeaderMap;
 use std::time::Duration;
 use tower_http::classify::{ServerErrorsAsFailures, SharedClassifier};
@@ -8,7 +8,9 @@ use tower_http::trace::{MakeSpan, OnResponse, TraceLayer};
 use tracing::field::Empty;
 use tracing::{Span, info_span};
 
-/// Longest request id of a client that is logged.
+const REQUEST_ID: &str = "x-request-id";
+
+/// Longest request id that is taken from a client.
 const MAX_ID: usize = 128;
 
 type RequestLayer =
@@ -47,9 +49,19 @@ impl<B> MakeSpan<B> for RequestSpan {
     }
 }
 
-fn request_id(headers: &HeaderMap) -> Option<&str> {
-    let id = headers.get("x-request-id")?.to_str().ok()?;
-    Some(id.get(..MAX_ID).unwrap_or(id))
+/// A request id stands in every line of the log about the request: one that is longer than any
+/// program makes them is replaced by the server's own.
+pub(super) async fn short_request_id(mut request: Request) -> Request {
+    let id = request.headers().get(REQUEST_ID);
+    if id.is_some_and(|id| id.len() > MAX_ID) {
+        request.headers_mut().remove(REQUEST_ID);
+    }
+    request
+}
+
+/// The id that a request came with, or was given.
+pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get(REQUEST_ID)?.to_str().ok()
 }
 
 /// The trace that the caller names in a W3C `traceparent`, `00-{trace}-{span}-{flags}`.

@@ -30,7 +30,7 @@ problem_set!(CompareErrors: InvalidParameter, UnknownVersion, Unusable, Internal
     params(
         ("task" = String, Path, description = "Name of the task."),
         ("range" = String, Path, description = "Numbers of two versions with three dots between them.",
-            example = "1...2", pattern = "^[0-9]+\\.\\.\\.[0-9]+$"),
+            example = "1...2", pattern = "^[0-9]{1,18}\\.\\.\\.[0-9]{1,18}$"),
         TaskQuery
     ),
     responses(

@@ -22,6 +22,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::Limited;
 
 use super::error::{ApiError, Problem};
+use super::trace::request_id;
 use crate::telemetry::logs::AUDIT;
 use rate::{Caller, RateLimiter};
 use tokens::{Token, TokenLimits};
@@ -255,17 +256,11 @@ struct Act {
 impl Act {
     fn of(gate: &Gate, request: &Request, peer: Option<IpAddr>) -> Option<Self> {
         let changes = ![Method::GET, Method::HEAD].contains(request.method());
-        (gate.role == Role::Admin && changes).then(|| {
-            let id = request.headers().get("x-request-id");
-            Self {
-                method: request.method().clone(),
-                path: request.uri().path().to_owned(),
-                peer,
-                request_id: id
-                    .and_then(|id| id.to_str().ok())
-                    .unwrap_or_default()
-                    .to_owned(),
-            }
+        (gate.role == Role::Admin && changes).then(|| Self {
+            method: request.method().clone(),
+            path: request.uri().path().to_owned(),
+            peer,
+            request_id: request_id(request.headers()).unwrap_or_default().to_owned(),
         })
     }
 

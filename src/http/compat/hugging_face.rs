@@ -15,6 +15,7 @@ use crate::http::classify::{ClassifyErrors, Question, answered};
 use crate::http::error::{ApiError, Problem};
 use crate::http::extract::{self, Json, Path};
 use crate::http::inputs::Inputs;
+use crate::http::openapi::TaskPath;
 use crate::http::prediction::{Function, LabelScore, ranked};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -88,8 +89,7 @@ async fn default_task(
 
 /// Classify with a task: the base URL of a client is this address.
 #[utoipa::path(post, path = "/tasks/{task}", tag = "hugging-face", operation_id = "hugging_face",
-    params(("task" = String, Path, description = "Name of the task.",
-        example = "movie-sentiment")),
+    params(TaskPath),
     request_body(content = PipelineRequest, example = json!({"inputs": "A wonderful film.",
         "parameters": {"top_k": 1, "function_to_apply": "softmax"}})),
     responses(

@@ -20,7 +20,9 @@ use crate::http::classify::{ClassifyErrors, Question, answered};
 use crate::http::error::{ApiError, problem_set};
 use crate::http::extract::{self, Json, Path};
 use crate::http::health::ReadyErrors;
+use crate::http::openapi::TaskPath;
 use crate::http::prediction::{Function, LabelScore, ranked};
+use crate::ops::Precision;
 use crate::text::Input;
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -183,8 +185,7 @@ async fn predict_default(
 /// Classify with a task: the base URL of a client is `/tasks/TASK`.
 #[utoipa::path(post, path = "/tasks/{task}/predict", tag = "text-embeddings-inference",
     operation_id = "predict",
-    params(("task" = String, Path, description = "Name of the task.",
-        example = "movie-sentiment")),
+    params(TaskPath),
     request_body(content = PredictRequest, example = json!({"inputs": [["A wonderful film."],
         ["Is it good?", "It is."]], "raw_scores": true, "truncate": true})),
     responses(
@@ -247,7 +248,7 @@ struct Info {
     #[schema(example = "1")]
     model_sha: String,
     #[schema(example = "float32")]
-    model_dtype: String,
+    model_dtype: &'static str,
     #[schema(inline)]
     model_type: ModelType,
     /// Inputs in the server at a time.
@@ -291,8 +292,7 @@ async fn info_default(State(state): State<AppState>) -> Result<Json<Info>, ApiEr
 /// A task, described.
 #[utoipa::path(get, path = "/tasks/{task}/info", tag = "text-embeddings-inference",
     operation_id = "info",
-    params(("task" = String, Path, description = "Name of the task.",
-        example = "movie-sentiment")),
+    params(TaskPath),
     responses((status = 200, description = "The task.", body = Info), InfoErrors))]
 async fn info(
     State(state): State<AppState>,
@@ -302,7 +302,7 @@ async fn info(
 }
 
 async fn describe(state: &AppState, name: &str) -> Result<Json<Info>, ApiError> {
-    let task = state.described(name).await?;
+    let task = state.described(state.task(name)?).await?;
     let labels = task.labels.iter().enumerate();
     let id2label = labels
         .clone()
@@ -311,7 +311,10 @@ async fn describe(state: &AppState, name: &str) -> Result<Json<Info>, ApiError> 
     Ok(Json(Info {
         model_id: task.task.clone(),
         model_sha: task.version.to_string(),
-        model_dtype: "float32".to_owned(),
+        model_dtype: match state.precision {
+            Precision::F32 => "float32",
+            Precision::Int8 => "int8",
+        },
         model_type: ModelType::Classifier {
             id2label: id2label.collect(),
             label2id: label2id.collect(),

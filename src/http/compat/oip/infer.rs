@@ -15,6 +15,7 @@ use crate::http::AppState;
 use crate::http::classify::{ClassifyErrors, Question, answered};
 use crate::http::error::{ApiError, Problem};
 use crate::http::extract::{Json, Path, json_slice};
+use crate::http::openapi::{LiveVersionPath, TaskPath};
 use crate::http::prediction::{Function, ranked, scores};
 use crate::serving::{Answer, LiveTask};
 use crate::text::Input;
@@ -112,8 +113,7 @@ struct InferResponse {
 /// Classify with a task.
 #[utoipa::path(post, path = "/v2/models/{task}/infer", tag = "open-inference",
     operation_id = "v2_infer",
-    params(
-        ("task" = String, Path, description = "Name of the task.", example = "movie-sentiment"),
+    params(TaskPath,
         ("Inference-Header-Content-Length" = Option<usize>, Header,
             description = "Length of the JSON, where binary tensors follow it.")),
     request_body(description = "JSON, and behind it binary tensors, if there are any.", content(
@@ -138,9 +138,7 @@ async fn infer(
 /// Classify with a version of a task, which must be the live one.
 #[utoipa::path(post, path = "/v2/models/{task}/versions/{version}/infer", tag = "open-inference",
     operation_id = "v2_infer_version",
-    params(
-        ("task" = String, Path, description = "Name of the task.", example = "movie-sentiment"),
-        ("version" = u64, Path, description = "The live version.", example = 1),
+    params(LiveVersionPath,
         ("Inference-Header-Content-Length" = Option<usize>, Header,
             description = "Length of the JSON, where binary tensors follow it.")),
     request_body(description = "JSON, and behind it binary tensors, if there are any.", content(

@@ -16,11 +16,12 @@ use utoipa_axum::routes;
 
 use crate::adapter::ProblemType;
 use crate::http::AppState;
-use crate::http::error::{ApiError, Problem, problem_set};
+use crate::http::classify::check_live;
+use crate::http::error::{ApiError, problem_set};
 use crate::http::extract::{Json, Path};
 use crate::http::health::ReadyErrors;
+use crate::http::openapi::{LiveVersionPath, TaskPath};
 use crate::http::tasks::Task;
-use crate::serving::Entry;
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -205,22 +206,19 @@ problem_set!(VersionErrors: InvalidParameter, UnknownTask, VersionNotLive, Inter
 /// A task, described as a model. `text_pair` may be left out.
 #[utoipa::path(get, path = "/v2/models/{task}", tag = "open-inference",
     operation_id = "v2_model",
-    params(("task" = String, Path, description = "Name of the task.",
-        example = "movie-sentiment")),
+    params(TaskPath),
     responses((status = 200, description = "The model.", body = Model), ModelErrors))]
 async fn model(
     State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
-    Ok(Json(state.described(&name).await?.into()))
+    Ok(Json(state.described(state.task(&name)?).await?.into()))
 }
 
 /// A version of a task, which must be the live one, described as a model.
 #[utoipa::path(get, path = "/v2/models/{task}/versions/{version}", tag = "open-inference",
     operation_id = "v2_version",
-    params(
-        ("task" = String, Path, description = "Name of the task.", example = "movie-sentiment"),
-        ("version" = u64, Path, description = "The live version.", example = 1)),
+    params(LiveVersionPath),
     responses((status = 200, description = "The model.", body = Model), VersionErrors))]
 async fn version(
     State(state): State<AppState>,
@@ -228,7 +226,7 @@ async fn version(
 ) -> Result<Json<Model>, ApiError> {
     let entry = state.task(&name)?;
     check_live(&entry, version)?;
-    Ok(Json(state.described(&name).await?.into()))
+    Ok(Json(state.described(entry).await?.into()))
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -241,8 +239,7 @@ struct ModelReady {
 /// The task answers.
 #[utoipa::path(get, path = "/v2/models/{task}/ready", tag = "open-inference",
     operation_id = "v2_model_ready",
-    params(("task" = String, Path, description = "Name of the task.",
-        example = "movie-sentiment")),
+    params(TaskPath),
     responses((status = 200, description = "The task answers.", body = ModelReady), ModelErrors))]
 async fn model_ready(
     State(state): State<AppState>,
@@ -255,9 +252,7 @@ async fn model_ready(
 /// The version answers.
 #[utoipa::path(get, path = "/v2/models/{task}/versions/{version}/ready", tag = "open-inference",
     operation_id = "v2_version_ready",
-    params(
-        ("task" = String, Path, description = "Name of the task.", example = "movie-sentiment"),
-        ("version" = u64, Path, description = "The live version.", example = 1)),
+    params(LiveVersionPath),
     responses((status = 200, description = "The version answers.", body = ModelReady),
         VersionErrors))]
 async fn version_ready(
@@ -267,14 +262,4 @@ async fn version_ready(
     let entry = state.task(&name)?;
     check_live(&entry, version)?;
     Ok(Json(ModelReady { name, ready: true }))
-}
-
-fn check_live(task: &Entry, version: u64) -> Result<(), ApiError> {
-    if version == task.version {
-        return Ok(());
-    }
-    Err(Problem::VersionNotLive.with(format!(
-        "version {version} of task {:?} is not live; version {} answers",
-        task.name, task.version
-    )))
 }
