@@ -4,20 +4,19 @@
 //! someone asks, one at a time, within a bound of memory, on a thread that gives way to those that
 //! serve, and leaves memory when it has not been asked for a while.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use safetensors::tensor::Metadata;
 use tokio::sync::oneshot;
 
 use super::PassError;
 use super::models::{ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, Teacher, TeacherSource};
 use super::spec::TeacherSpec;
 use crate::adapter::{Classifier, TaskConfig};
+use crate::encoder::{EncoderError, StoredTensors};
 use crate::hub::{self, HubError};
 use crate::text::{Input, PackedBatch, Truncation};
 
@@ -81,12 +80,8 @@ pub enum AskError {
     TooLarge { needed: u64, allowed: u64 },
     #[error("others are asking teachers at the moment")]
     Busy,
-    #[error("the weights in {path} can't be read")]
-    Unreadable {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("the teacher's weights can't be read")]
+    Unreadable(#[source] EncoderError),
     #[error("the teacher can't be loaded")]
     Load(#[source] Box<PassError>),
     #[error("the teacher can't answer")]
@@ -207,9 +202,9 @@ impl Clerk {
         }
         // An answer must not wait for hundreds of megabytes to be fetched.
         let folder = hub::resolve(&spec.model, &self.settings.cache).map_err(AskError::Missing)?;
-        let mut needed = bytes_in_memory(&folder.join(ENCODER_WEIGHTS))?;
+        let mut needed = bytes_in_memory(folder.join(ENCODER_WEIGHTS))?;
         if let Some(adapter) = &spec.adapter {
-            needed += bytes_in_memory(&Path::new(adapter).join(ADAPTER_WEIGHTS))?;
+            needed += bytes_in_memory(Path::new(adapter).join(ADAPTER_WEIGHTS))?;
         }
         let allowed = self.settings.memory;
         if needed > allowed {
@@ -256,36 +251,15 @@ fn answers(
     Ok(logits)
 }
 
-/// Longest header of a weights file that is read, in bytes; safetensors' own bound.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
-
 /// Bytes of a safetensors file's numbers as f32, which is how they are computed with.
-fn bytes_in_memory(path: &Path) -> Result<u64, AskError> {
-    let unreadable = |source: io::Error| AskError::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
-    let metadata = header(path).map_err(unreadable)?;
-    let tensors = metadata.tensors();
+fn bytes_in_memory(path: PathBuf) -> Result<u64, AskError> {
+    let file = StoredTensors::of_file(path).map_err(AskError::Unreadable)?;
+    let tensors = file.metadata().tensors();
     let numbers = tensors.values().map(|tensor| {
         let shape = tensor.shape.iter().map(|size| *size as u64);
         shape.product::<u64>()
     });
     Ok(4 * numbers.sum::<u64>())
-}
-
-/// The header alone: 8 bytes of its length in little-endian order, then JSON.
-fn header(path: &Path) -> io::Result<Metadata> {
-    let mut file = File::open(path)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length)?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER_BYTES {
-        return Err(io::Error::other("its header is too long"));
-    }
-    let mut json = Vec::new();
-    file.take(length).read_to_end(&mut json)?;
-    Ok(serde_json::from_slice(&json)?)
 }
 
 #[cfg(test)]

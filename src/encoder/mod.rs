@@ -26,6 +26,7 @@ pub use error::EncoderError;
 pub use family::Family;
 pub use head::HeadNames;
 pub use relative::{DisentangledConfig, RelativeAttention};
+pub use stored::StoredTensors;
 pub use task::{LoraModule, TaskWeights, dora_gain};
 pub use weights::Weights;
 

@@ -1,4 +1,4 @@
-//! The tensors of a `model.safetensors`, one at a time.
+//! The tensors of a safetensors file, one at a time.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,9 +15,9 @@ const LENGTH_BYTES: usize = 8;
 /// A header longer than this is none.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// An open file, of which only the header is in memory.
+/// An open safetensors file, of which only the header is in memory.
 #[derive(Debug)]
-pub(super) struct StoredTensors {
+pub struct StoredTensors {
     path: PathBuf,
     file: File,
     metadata: Metadata,
@@ -37,6 +37,14 @@ impl StoredTensors {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(EncoderError::Read { path, source });
         }
+        Self::of_file(path)
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// It can't be read, or is not as long as its header says.
+    pub fn of_file(path: PathBuf) -> Result<Self, EncoderError> {
         let read = |source| EncoderError::Read {
             path: path.clone(),
             source,
@@ -71,6 +79,11 @@ impl StoredTensors {
         })
     }
 
+    /// The header: what the file holds and says of itself.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
     /// The names in the file.
     pub(super) fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
@@ -80,7 +93,7 @@ impl StoredTensors {
     ///
     /// # Errors
     /// The file has none of that name, or holds it in a format that is not floating-point.
-    pub(super) fn read(&self, name: &str, device: &Device) -> Result<Tensor, EncoderError> {
+    pub fn read(&self, name: &str, device: &Device) -> Result<Tensor, EncoderError> {
         let info = self
             .metadata
             .info(name)

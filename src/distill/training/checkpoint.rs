@@ -9,15 +9,16 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use safetensors::tensor::{Dtype, Metadata, View};
+use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
 
 use crate::distill::report::EpochSummary;
+use crate::encoder::StoredTensors;
 
 /// A checkpoint takes at most one part in so many of a training's time.
 const SHARE_OF_TIME: u32 = 20;
@@ -264,21 +265,9 @@ impl View for Piece<'_> {
 }
 
 fn read(path: &Path) -> io::Result<Stored> {
-    let mut file = File::open(path)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length)?;
-    let header = usize::try_from(u64::from_le_bytes(length)).map_err(io::Error::other)?;
-    let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    if header > size {
-        return Err(io::Error::other("its header is longer than the file"));
-    }
-    let mut bytes = vec![0; header];
-    file.read_exact(&mut bytes)?;
-    let metadata: Metadata = serde_json::from_slice(&bytes)?;
-    if 8 + header + metadata.data_len() != size {
-        return Err(io::Error::other("it is not as long as its header says"));
-    }
-    let position = metadata
+    let file = StoredTensors::of_file(path.to_owned()).map_err(io::Error::other)?;
+    let position = file
+        .metadata()
         .metadata()
         .as_ref()
         .and_then(|entries| entries.get(POSITION))
@@ -290,35 +279,26 @@ fn read(path: &Path) -> io::Result<Stored> {
         second: BTreeMap::new(),
         best: BTreeMap::new(),
     };
-    for (name, info) in metadata.tensors() {
+    for name in file.metadata().tensors().keys() {
         let kind = Kind::ALL
             .into_iter()
             .find(|kind| name.starts_with(kind.prefix()));
         let kind = kind.ok_or_else(|| io::Error::other(format!("{name} has no place")))?;
-        let (start, end) = info.data_offsets;
-        file.seek(SeekFrom::Start((8 + header + start) as u64))?;
-        let mut bytes = vec![0; end - start];
-        file.read_exact(&mut bytes)?;
-        let values: Vec<f32> = bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
+        let tensor = file.read(name, &Device::Cpu).map_err(io::Error::other)?;
+        let values = || tensor.to_vec1::<f32>().map_err(io::Error::other);
         let name = name[kind.prefix().len()..].to_owned();
-        let tensor = |values| {
-            Tensor::from_vec(values, info.shape.as_slice(), &Device::Cpu).map_err(io::Error::other)
-        };
         match kind {
             Kind::Variable => {
-                stored.variables.insert(name, tensor(values)?);
+                stored.variables.insert(name, tensor);
             }
             Kind::Best => {
-                stored.best.insert(name, tensor(values)?);
+                stored.best.insert(name, tensor);
             }
             Kind::FirstMoment => {
-                stored.first.insert(name, values);
+                stored.first.insert(name, values()?);
             }
             Kind::SecondMoment => {
-                stored.second.insert(name, values);
+                stored.second.insert(name, values()?);
             }
         }
     }

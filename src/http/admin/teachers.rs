@@ -268,7 +268,7 @@ fn refusal(error: AskError) -> ApiError {
         AskError::Busy => Problem::QueueFull
             .with("others are asking teachers at the moment; try again in a moment")
             .retry_after(BUSY),
-        AskError::Unreadable { .. } | AskError::Compute(_) | AskError::Gone => {
+        AskError::Unreadable(_) | AskError::Compute(_) | AskError::Gone => {
             ApiError::internal(error)
         }
     }
