@@ -318,16 +318,11 @@ impl Encoder {
         segments: &[Segment<'_>],
         dropout: Option<ShareDropout>,
     ) -> Result<Vec<Tensor>, EncoderError> {
-        self.check(batch, segments)?;
         if segments.is_empty() {
-            return Ok(Vec::new());
+            return self.check(batch, segments).map(|()| Vec::new());
         }
-        let walk = Walk::new(self, batch, segments, dropout)?;
-        let mut x = walk.embed()?;
-        for index in 0..self.layers.len() {
-            x = walk.layer(index, &x, true)?;
-        }
-        walk.heads(&x)
+        let (logits, _) = self.forward_with_states(batch, segments, dropout, &[])?;
+        Ok(logits)
     }
 
     /// The logits of [forward](Self::forward), and the states `[tokens, hidden]` behind some
