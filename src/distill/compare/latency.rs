@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -11,12 +11,12 @@ use super::CompareError;
 use super::cell::{load_data, load_model};
 use super::files::{self, Files};
 use super::plan::Cell;
-use crate::distill::evaluation::{Quantiles, quantiles};
+use crate::distill::evaluation::{Call, Quantiles, measure_in_turns, quantiles};
 use crate::distill::models::{Base, Places};
-use crate::distill::pass::Listener;
+use crate::distill::pass::{Listener, forward};
 use crate::distill::progress::{Event, Stage, Step};
-use crate::encoder::{Encoder, EncoderError, HeadNames, Segment, TaskWeights};
-use crate::text::{PackedBatch, Sequence};
+use crate::encoder::{Encoder, EncoderError, HeadNames, TaskWeights};
+use crate::text::Sequence;
 
 /// Batch size, rounds that are not counted, rounds that are.
 const ROUNDS: [(usize, usize, usize); 2] = [(1, 3, 60), (32, 1, 8)];
@@ -97,20 +97,35 @@ pub(super) fn measure(
         .iter()
         .map(|(_, warm_up, rounds)| warm_up + rounds)
         .sum();
-    let mut done = 0;
+    let mut calls: Vec<_> = models
+        .iter()
+        .map(|model| {
+            move |ids: &[&usize]| {
+                let rows = ids.iter().map(|id| &model.sequences[**id]);
+                forward(&model.encoder, &model.weights, rows)
+            }
+        })
+        .collect();
+    let mut calls: Vec<Call<'_, usize, EncoderError>> =
+        calls.iter_mut().map(|call| call as _).collect();
+    let ids: Vec<usize> = (0..data.test.len()).collect();
+    let mut rounds_done = 0;
     let mut times = Vec::new();
     for (batch, warm_up, rounds) in ROUNDS {
-        times.push(in_turns(&models, batch, warm_up, rounds, &mut || {
-            done += 1;
+        let mut done = || {
+            rounds_done += 1;
             let seconds = start.elapsed().as_secs_f64();
             listener(Event::Step(Step {
-                step: done,
+                step: rounds_done,
                 steps: total,
                 loss: None,
                 tokens_per_second: 0.0,
-                eta_seconds: seconds / done as f64 * (total - done) as f64,
+                eta_seconds: seconds / rounds_done as f64 * (total - rounds_done) as f64,
             }));
-        })?);
+        };
+        times.push(measure_in_turns(
+            &mut calls, &ids, batch, warm_up, rounds, &mut done,
+        )?);
     }
     let rows = models.iter().enumerate().map(|(i, model)| {
         let latency = RowLatency {
@@ -124,37 +139,6 @@ pub(super) fn measure(
         rows: rows.collect(),
     };
     Ok(files::write(&files.latency(), &latencies)?)
-}
-
-/// The times of each model's calls. Who goes first changes from round to round.
-fn in_turns(
-    models: &[Model],
-    batch: usize,
-    warm_up: usize,
-    rounds: usize,
-    done: &mut dyn FnMut(),
-) -> Result<Vec<Vec<Duration>>, EncoderError> {
-    let mut times = vec![Vec::with_capacity(rounds); models.len()];
-    for round in 0..warm_up + rounds {
-        for turn in 0..models.len() {
-            let i = (round + turn) % models.len();
-            let model = &models[i];
-            let rows = model.sequences.iter().cycle();
-            let rows = rows.skip(round * batch % model.sequences.len()).take(batch);
-            let start = Instant::now();
-            let packed = PackedBatch::new(rows);
-            let segment = Segment {
-                sequences: 0..packed.sequences(),
-                weights: &model.weights,
-            };
-            model.encoder.logits(&packed, &[segment])?;
-            if round >= warm_up {
-                times[i].push(start.elapsed());
-            }
-        }
-        done();
-    }
-    Ok(times)
 }
 
 /// A head of zeros.

@@ -37,9 +37,9 @@ pub type Call<'a, T, E> = &'a mut dyn FnMut(&[&T]) -> Result<(), E>;
 ///
 /// Stops at the first error of either model. `None` if `inputs` is empty, or `batch` or `rounds`
 /// is 0.
-pub fn measure_interleaved<T, E>(
-    mut teacher: Option<Call<'_, T, E>>,
-    student: Call<'_, T, E>,
+pub fn measure_interleaved<'a, T, E>(
+    teacher: Option<Call<'a, T, E>>,
+    student: Call<'a, T, E>,
     inputs: &[T],
     batch: usize,
     warm_up: usize,
@@ -48,30 +48,13 @@ pub fn measure_interleaved<T, E>(
     if inputs.is_empty() || batch == 0 || rounds == 0 {
         return Ok(None);
     }
-    let mut next = inputs.iter().cycle();
-    let mut student_times = Vec::with_capacity(rounds);
-    let mut teacher_times = Vec::with_capacity(rounds);
-    for round in 0..warm_up + rounds {
-        let items: Vec<&T> = next.by_ref().take(batch).collect();
-        let student_first = round % 2 == 1;
-        let mut student_time = Duration::ZERO;
-        if student_first {
-            student_time = time(student, &items)?;
-        }
-        let teacher_time = match &mut teacher {
-            Some(teacher) => Some(time(teacher, &items)?),
-            None => None,
-        };
-        if !student_first {
-            student_time = time(student, &items)?;
-        }
-        if round >= warm_up {
-            student_times.push(student_time);
-            teacher_times.extend(teacher_time);
-        }
-    }
-    let student = quantiles(&mut student_times);
-    let teacher = (!teacher_times.is_empty()).then(|| quantiles(&mut teacher_times));
+    let mut models: Vec<Call<'a, T, E>> = teacher.into_iter().chain([student]).collect();
+    let mut times = measure_in_turns(&mut models, inputs, batch, warm_up, rounds, &mut || {})?;
+    let mut last = || times.pop().map(|mut times| quantiles(&mut times));
+    let Some(student) = last() else {
+        return Ok(None);
+    };
+    let teacher = last();
     Ok(Some(LatencyAt {
         batch,
         rounds,
@@ -83,10 +66,34 @@ pub fn measure_interleaved<T, E>(
     }))
 }
 
-fn time<T, E>(call: Call<'_, T, E>, items: &[&T]) -> Result<Duration, E> {
-    let start = Instant::now();
-    call(items)?;
-    Ok(start.elapsed())
+/// Calls models in turns on the same batches of `batch` inputs, which go round through `inputs`.
+/// Who comes first changes from round to round. Gives the times of each model's calls without those
+/// of the first `warm_up` rounds; `done` hears of the end of every round.
+///
+/// Stops at the first error of a model.
+pub fn measure_in_turns<T, E>(
+    models: &mut [Call<'_, T, E>],
+    inputs: &[T],
+    batch: usize,
+    warm_up: usize,
+    rounds: usize,
+    done: &mut dyn FnMut(),
+) -> Result<Vec<Vec<Duration>>, E> {
+    let mut next = inputs.iter().cycle();
+    let mut times = vec![Vec::with_capacity(rounds); models.len()];
+    for round in 0..warm_up + rounds {
+        let items: Vec<&T> = next.by_ref().take(batch).collect();
+        for turn in 0..models.len() {
+            let model = (round + turn) % models.len();
+            let start = Instant::now();
+            models[model](&items)?;
+            if round >= warm_up {
+                times[model].push(start.elapsed());
+            }
+        }
+        done();
+    }
+    Ok(times)
 }
 
 /// Nearest-rank quantiles of at least one time.

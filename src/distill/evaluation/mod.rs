@@ -11,7 +11,7 @@ mod likeness;
 
 pub use calibration::{Calibration, calibrate};
 pub use difference::{Difference, MAX_DIFFERENCES, MAX_SHOWN_CHARS, Opinion, greatest_differences};
-pub use latency::{Call, LatencyAt, Quantiles, measure_interleaved, quantiles};
+pub use latency::{Call, LatencyAt, Quantiles, measure_in_turns, measure_interleaved, quantiles};
 pub use likeness::{Likeness, likeness, teacher_answers};
 
 use std::fmt;

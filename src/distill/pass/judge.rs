@@ -1,6 +1,5 @@
 //! What a version is worth: scores and latency beside its teacher.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::super::dataset::{self, Label, Row};
@@ -177,8 +176,8 @@ impl Pass<'_> {
     }
 }
 
-fn forward<'a>(
-    encoder: &Arc<Encoder>,
+pub(in crate::distill) fn forward<'a>(
+    encoder: &Encoder,
     weights: &TaskWeights,
     sequences: impl Iterator<Item = &'a Sequence>,
 ) -> Result<(), EncoderError> {

@@ -25,6 +25,7 @@ use crate::encoder::{Encoder, EncoderError, TaskWeights};
 use crate::hub::HubError;
 use crate::telemetry::memory;
 use crate::text::{Sequence, TokenizerError};
+pub(in crate::distill) use judge::forward;
 use teach::{AnyTeacher, Taught};
 
 /// Why a pass ended without a version.
