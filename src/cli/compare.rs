@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use super::CommandError;
 use super::distill::{bar, watch_parent};
-use super::options::StudentArgs;
+use super::options::PlacesArgs;
 use crate::distill::compare::{self, Announcement, CompareSpec, Order};
 use crate::distill::models::Places;
 
@@ -24,18 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "order")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    student: StudentArgs,
-    /// Folder of the ready-made adapters, among them the teachers'.
-    #[arg(
-        long,
-        env = "KDLORA_ADAPTERS",
-        default_value = "models/adapters",
-        value_name = "DIR"
-    )]
-    adapters: PathBuf,
-    /// Cores to use [default: all].
-    #[arg(long, env = "KDLORA_THREADS", value_name = "N")]
-    threads: Option<usize>,
+    places: PlacesArgs,
     /// One process's part of a comparison; it ends when standard input is closed.
     #[arg(long, hide = true, value_name = "FILE", conflicts_with_all = ["spec", "out"])]
     order: Option<PathBuf>,
@@ -43,19 +32,7 @@ pub struct Args {
 
 /// Makes what is missing of the comparison and prints its table.
 pub fn run(args: Args) -> Result<(), CommandError> {
-    let threads = match args.threads {
-        Some(threads) => threads.max(1),
-        None => std::thread::available_parallelism()?.get(),
-    };
-    let places = Places {
-        cache: args.student.cache.folder()?,
-        student: args.student.student,
-        adapters: args.adapters,
-        teacher_cache: None,
-        threads,
-        memory_limit: None,
-        checkpoints: None,
-    };
+    let places = args.places.places()?;
     if let Some(order) = &args.order {
         watch_parent()?;
         let order: Order = serde_json::from_slice(&std::fs::read(order)?)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::CommandError;
-use super::options::StudentArgs;
+use super::options::PlacesArgs;
 use crate::config::Bytes;
 use crate::distill::models::Places;
 use crate::distill::pass::{self, PassError};
@@ -41,21 +41,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     teacher_out: Option<PathBuf>,
     #[command(flatten)]
-    student: StudentArgs,
-    /// Folder of the ready-made adapters, among them the teachers'.
-    #[arg(
-        long,
-        env = "KDLORA_ADAPTERS",
-        default_value = "models/adapters",
-        value_name = "DIR"
-    )]
-    adapters: PathBuf,
+    places: PlacesArgs,
     /// Keep teachers' answers here between passes.
     #[arg(long, value_name = "DIR")]
     state_cache: Option<PathBuf>,
-    /// Cores to use [default: all].
-    #[arg(long, env = "KDLORA_THREADS", value_name = "N")]
-    threads: Option<usize>,
     /// Refuse a training that needs more memory than this, such as 2GiB.
     #[arg(long, env = "KDLORA_MEMORY_LIMIT", value_name = "BYTES")]
     memory_limit: Option<Bytes>,
@@ -77,10 +66,6 @@ pub fn run(args: Args) -> Result<(), CommandError> {
         give_way();
         watch_parent()?;
     }
-    let threads = match args.threads {
-        Some(threads) => threads.max(1),
-        None => std::thread::available_parallelism()?.get(),
-    };
     let checkpoints = Checkpoints {
         folder: beside(&args.out, ".checkpoint"),
         every: Duration::try_from_secs_f64(args.checkpoint_every)?,
@@ -89,13 +74,10 @@ pub fn run(args: Args) -> Result<(), CommandError> {
         checkpoints.clear()?;
     }
     let places = Places {
-        cache: args.student.cache.folder()?,
-        student: args.student.student,
-        adapters: args.adapters,
         teacher_cache: args.state_cache,
-        threads,
         memory_limit: args.memory_limit.map(|Bytes(limit)| limit),
         checkpoints: Some(checkpoints),
+        ..args.places.places()?
     };
     let spec: DistillSpec = serde_json::from_slice(&std::fs::read(&args.spec)?)?;
     let mut listener: Box<dyn FnMut(Event) + Send> = match args.job {
