@@ -261,13 +261,7 @@ impl Store {
             .bind(id)
             .fetch_optional(self.pool())
             .await?;
-        match job {
-            Some(job) => Ok(job),
-            None => Err(StoreError::JobOver {
-                state: self.job(id).await?.state,
-                id: id.to_owned(),
-            }),
-        }
+        self.changed(id, job).await
     }
 
     /// Ends a queued or running job without a version.
@@ -321,6 +315,11 @@ impl Store {
             .bind(id)
             .fetch_optional(self.pool())
             .await?;
+        self.changed(id, job).await
+    }
+
+    /// The job as a change has left it, if it could still be changed.
+    async fn changed(&self, id: &str, job: Option<Job>) -> Result<Job, StoreError> {
         match job {
             Some(job) => Ok(job),
             None => Err(StoreError::JobOver {
