@@ -15,8 +15,8 @@
 //! - [`hub`]: encoders by catalog name, fetched and verified.
 //! - [`serving`]: admission, queue, batcher, workers, the live task table.
 //! - [`distill`]: data sets, teachers, training, evaluation, reports, jobs.
-//! - [`config`]: what the user typed, checked and made whole.
 //! - [`http`]: routes, errors, limits.
+//! - [`config`]: what the user typed, checked and made whole.
 //! - [`cli`]: one file a command.
 //!
 //! `serving` and `distill` never import each other.
