@@ -6,9 +6,9 @@ use std::sync::Arc;
 use candle_core::Device;
 
 use super::PassError;
-use super::dataset::{KnownTask, Row};
+use super::dataset::{Dataset, KnownTask, Row};
 use super::report::ModelSize;
-use super::spec::TeacherSpec;
+use super::spec::{TeacherSpec, TrainingSpec};
 use super::training::Checkpoints;
 use crate::adapter::{AdapterFolder, Classifier, TaskConfig};
 use crate::encoder::{Encoder, TaskWeights};
@@ -62,6 +62,18 @@ impl Base {
     /// Tokens that the rows of a pass are cut to: the asked length, or the encoder's own limit.
     pub fn max_length(&self, asked: usize) -> usize {
         asked.min(self.encoder.config().max_sequence_length())
+    }
+
+    /// What a classifier of this encoder answers and reads that is trained on `data`.
+    pub fn task_config(&self, data: &Dataset, training: &TrainingSpec) -> TaskConfig {
+        TaskConfig {
+            labels: data.label_names.clone(),
+            problem_type: data.task_kind,
+            max_length: self.max_length(training.max_length),
+            truncation: training.truncation,
+            temperature: 1.0,
+            base_model: Some(self.name.clone()),
+        }
     }
 
     /// Tokenised rows, in order.
@@ -160,16 +172,9 @@ impl Teacher {
     /// The task of a teacher that is a classifier already.
     pub fn known_task(&self) -> Option<KnownTask> {
         match &self.source {
-            TeacherSource::Trained { classifier, .. } => Some(known(&classifier.task)),
+            TeacherSource::Trained { classifier, .. } => Some(KnownTask::of(&classifier.task)),
             TeacherSource::Untrained => None,
         }
-    }
-}
-
-fn known(task: &TaskConfig) -> KnownTask {
-    KnownTask {
-        problem_type: task.problem_type,
-        labels: task.labels.clone(),
     }
 }
 

@@ -11,7 +11,7 @@ use super::files::{self, Files};
 use super::plan::Cell;
 use super::spec::Method;
 use super::{CompareError, latency};
-use crate::adapter::{AdapterFolder, Classifier, TaskConfig, write_classifier};
+use crate::adapter::{AdapterFolder, Classifier, write_classifier};
 use crate::distill::dataset::{self, Dataset, KnownTask, Row};
 use crate::distill::evaluation::{Evaluation, calibrate, evaluate};
 use crate::distill::models::{ADAPTER_WEIGHTS, Base, Places, adapter_folder, file_bytes};
@@ -102,11 +102,8 @@ pub fn carry_out(
 pub(super) fn load_data(cell: &Cell, places: &Places) -> Result<Dataset, PassError> {
     let known = match &cell.teacher_adapter {
         Some(adapter) => {
-            let task = AdapterFolder::read(&adapter_folder(adapter, places))?.task;
-            Some(KnownTask {
-                problem_type: task.problem_type,
-                labels: task.labels,
-            })
+            let folder = AdapterFolder::read(&adapter_folder(adapter, places))?;
+            Some(KnownTask::of(&folder.task))
         }
         None => None,
     };
@@ -133,24 +130,12 @@ impl Bench<'_> {
         base.sequences(self.data.rows(), max_length, training.truncation)
     }
 
-    fn task(&self, base: &Base) -> TaskConfig {
-        let training = &self.cell.training;
-        TaskConfig {
-            labels: self.data.label_names.clone(),
-            problem_type: self.data.task_kind,
-            max_length: base.max_length(training.max_length),
-            truncation: training.truncation,
-            temperature: 1.0,
-            base_model: Some(base.name.clone()),
-        }
-    }
-
     fn train(mut self) -> Result<(), CompareError> {
         let (cell, name) = (self.cell, self.cell.name());
         let training = &cell.training;
         let base = Base::load(&cell.encoder, self.places)?;
         let sequences = self.sequences(&base)?;
-        let task = self.task(&base);
+        let task = base.task_config(&self.data, training);
         let dir = base.dir.clone();
         let labels = self.data.label_names.len();
         let full = cell.method.is_full();

@@ -31,7 +31,7 @@ use self::meaning::Meaning;
 use self::read::{RawRow, RawSplit};
 use super::evaluation::{Metric, Scoring};
 use super::spec::{DataSpec, SplitSpec};
-use crate::adapter::ProblemType;
+use crate::adapter::{ProblemType, TaskConfig};
 use crate::text::Input;
 
 /// Greatest size of a data file.
@@ -102,6 +102,16 @@ pub struct KnownTask {
     pub problem_type: ProblemType,
     /// In the order of the teacher's logits; one name for a regression.
     pub labels: Vec<String>,
+}
+
+impl KnownTask {
+    /// What a trained classifier answers.
+    pub fn of(task: &TaskConfig) -> Self {
+        Self {
+            problem_type: task.problem_type,
+            labels: task.labels.clone(),
+        }
+    }
 }
 
 /// What stands behind the rows' labels.

@@ -20,7 +20,7 @@ use super::teacher_http::HttpTeacherError;
 use super::training::{
     Checkpoint, Example, LayerTeacher, Learning, TrainError, Trainee, predict, train,
 };
-use crate::adapter::{AdapterError, AdapterFolder, TaskConfig, write_folder};
+use crate::adapter::{AdapterError, AdapterFolder, write_folder};
 use crate::encoder::{Encoder, EncoderError, TaskWeights};
 use crate::hub::HubError;
 use crate::telemetry::memory;
@@ -197,17 +197,6 @@ impl Pass<'_> {
         (self.listener)(Event::Stage { stage });
     }
 
-    fn task_config(&self, base: &Base, training: &TrainingSpec) -> TaskConfig {
-        TaskConfig {
-            labels: self.data.label_names.clone(),
-            problem_type: self.data.task_kind,
-            max_length: base.max_length(training.max_length),
-            truncation: training.truncation,
-            temperature: 1.0,
-            base_model: Some(base.name.clone()),
-        }
-    }
-
     /// The checkpoint of the training of an encoder in this pass.
     fn checkpoint(&self, training: &str, base: &Base) -> Option<Checkpoint> {
         let checkpoints = self.places.checkpoints.as_ref()?;
@@ -360,7 +349,7 @@ impl Pass<'_> {
         let all: Vec<&Sequence> = sequences.iter().collect();
         let answers = self.answers(&student.encoder, &weights, &all)?;
         let inference_bytes = memory::peak_resident_bytes();
-        let task = self.task_config(&student, &spec.training);
+        let task = student.task_config(&self.data, &spec.training);
         let Some(mut adapter) = trainee.adapter(&best, task)? else {
             return Err(AdapterError::NoLora.into());
         };

@@ -235,7 +235,7 @@ impl Pass<'_> {
         let (best, summary) = self.train(&trainee, lessons, &training, finetune.lora.dropout)?;
         let (encoder, weights) = trainee.network_of(best.clone())?;
         base.encoder = encoder;
-        let task = self.task_config(base, &training);
+        let task = base.task_config(&self.data, &training);
         let adapter_bytes = match (trainee.adapter(&best, task)?, tuning.teacher_out) {
             (Some(adapter), Some(dir)) => {
                 // An attempt before this one may have written it.

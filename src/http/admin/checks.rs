@@ -82,10 +82,7 @@ fn known_task(teacher: &TeacherSpec) -> Result<Option<KnownTask>, ApiError> {
             )));
         }
     };
-    Ok(Some(KnownTask {
-        problem_type: task.problem_type,
-        labels: task.labels,
-    }))
+    Ok(Some(KnownTask::of(&task)))
 }
 
 /// Whether a folder in the Hugging Face layout has a classification head.
