@@ -59,7 +59,7 @@ impl TeacherCache {
     }
 
     fn at(folder: &Path, digest: Sha256) -> io::Result<Self> {
-        let path = folder.join(format!("{}.jsonl", hex(&digest.finalize()[..16])));
+        let path = folder.join(format!("{}.jsonl", short(digest)));
         let mut answers = HashMap::new();
         if path.exists() {
             for line in BufReader::new(File::open(&path)?).split(b'\n') {
@@ -131,7 +131,7 @@ fn key(sequence: &Sequence) -> String {
             .iter()
             .for_each(|value| digest.update(value.to_le_bytes()));
     }
-    hex(&digest.finalize()[..16])
+    short(digest)
 }
 
 fn key_of_text(input: &Input) -> String {
@@ -143,7 +143,7 @@ fn key_of_text(input: &Input) -> String {
         digest.update([0]);
         digest.update(pair);
     }
-    hex(&digest.finalize()[..16])
+    short(digest)
 }
 
 fn update_with_file(digest: &mut Sha256, path: &Path) -> io::Result<()> {
@@ -157,8 +157,9 @@ fn update_with_file(digest: &mut Sha256, path: &Path) -> io::Result<()> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Its first 16 bytes in hexadecimal digits.
+fn short(digest: Sha256) -> String {
+    format!("{:.32}", format!("{:x}", digest.finalize()))
 }
 
 #[cfg(test)]

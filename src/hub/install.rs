@@ -254,12 +254,8 @@ pub(super) fn sums(folder: &Path) -> Result<BTreeMap<String, Sum>, HubError> {
 pub(super) fn sum_of_bytes(bytes: &[u8]) -> Sum {
     Sum {
         bytes: bytes.len() as u64,
-        sha256: hex(&Sha256::digest(bytes)),
+        sha256: format!("{:x}", Sha256::digest(bytes)),
     }
-}
-
-pub(super) fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn sum(file: &mut File) -> io::Result<Sum> {
@@ -274,7 +270,7 @@ fn sum(file: &mut File) -> io::Result<Sum> {
         hasher.update(&buffer[..read]);
         bytes += read as u64;
     }
-    let sha256 = hex(&hasher.finalize());
+    let sha256 = format!("{:x}", hasher.finalize());
     Ok(Sum { bytes, sha256 })
 }
 

@@ -280,5 +280,5 @@ fn place_name(folder: &Path) -> Result<String, HubError> {
     let name = real.file_name().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().take(40).collect();
     let digest = Sha256::digest(real.as_os_str().as_encoded_bytes());
-    Ok(format!("{name}-{}", install::hex(&digest[..6])))
+    Ok(format!("{name}-{:.12}", format!("{digest:x}")))
 }

@@ -78,7 +78,7 @@ pub(super) fn digest(folder: &Path) -> Result<String, StoreError> {
     for path in files_below(folder)? {
         hash_file(folder, &path, &mut hasher)?;
     }
-    Ok(hex(&hasher.finalize()))
+    Ok(format!("{:x}", hasher.finalize()))
 }
 
 /// Removes a folder and what is in it; one that is not there is no error.
@@ -214,7 +214,7 @@ fn digest_and_flush(folder: &Path) -> Result<(String, u64), StoreError> {
     for path in folders {
         flush_folder(&path)?;
     }
-    Ok((hex(&hasher.finalize()), bytes))
+    Ok((format!("{:x}", hasher.finalize()), bytes))
 }
 
 fn hash_file(folder: &Path, path: &Path, hasher: &mut Sha256) -> Result<File, StoreError> {
@@ -254,10 +254,6 @@ fn read_report(folder: &Path) -> Result<Option<String>, StoreError> {
     serde_json::from_str::<serde::de::IgnoredAny>(&text)
         .map_err(|source| StoreError::BadReport { path, source })?;
     Ok(Some(text))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

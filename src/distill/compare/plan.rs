@@ -41,7 +41,7 @@ impl Cell {
 
     pub fn digest(&self) -> String {
         let text = serde_json::to_string(self).unwrap_or_default();
-        format!("{:x}", Sha256::digest(text))[..32].to_owned()
+        format!("{:.32}", format!("{:x}", Sha256::digest(text)))
     }
 }
 

@@ -92,8 +92,7 @@ pub fn digest(rows: &[Row]) -> String {
         // The debug form tells all parts apart, and is the same for equal rows.
         digest.update(format!("{:?} {:?}\n", row.input, row.label));
     }
-    let digest = digest.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", digest.finalize())
 }
 
 /// What is known of a task before its data is read: that its teacher is a trained classifier.

@@ -61,7 +61,7 @@ pub(super) async fn receive(mut request: Request, folder: &Path) -> Result<Uploa
     Ok(Upload {
         spec,
         splits: Vec::new(),
-        digest: hex(digest),
+        digest: format!("{:x}", digest.finalize()),
     })
 }
 
@@ -149,7 +149,7 @@ async fn receive_file(
     Ok(ReceivedFile {
         name,
         path,
-        digest: hex(digest),
+        digest: format!("{:x}", digest.finalize()),
     })
 }
 
@@ -194,7 +194,7 @@ fn assemble(mut spec: Value, files: Vec<ReceivedFile>) -> Result<Upload, ApiErro
     }
     Ok(Upload {
         splits: files.iter().map(|file| file.name).collect(),
-        digest: hex(digest),
+        digest: format!("{:x}", digest.finalize()),
         spec,
     })
 }
@@ -213,9 +213,4 @@ fn form_error(error: MultipartError) -> ApiError {
 
 fn invalid(detail: impl Into<String>) -> ApiError {
     Problem::InvalidBody.with(detail)
-}
-
-fn hex(digest: Sha256) -> String {
-    let digest = digest.finalize();
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
