@@ -107,7 +107,7 @@ test("more tasks than fit on the screen are fetched when they are asked for", as
   assert.equal(await button.count(), 0);
 });
 
-test("a distillation is watched, its version tried beside the teacher, promoted and rolled back", async (t) => {
+test("a distillation is watched and cancelled, a version tried beside the teacher, promoted and rolled back", async (t) => {
   const page = await open(t, "#/distil");
   await page.getByLabel("Task", { exact: true }).fill("kind");
   await page.getByLabel("Training rows").setInputFiles(install.rows(1500));
@@ -115,14 +115,23 @@ test("a distillation is watched, its version tried beside the teacher, promoted 
   await page.getByLabel("Model", { exact: true }).fill("teacher");
   await page.getByText("Options", { exact: true }).click();
   await page.getByLabel("Most tokens").fill("16");
-  await page.getByLabel("Batch size").fill("4");
+  await page.getByLabel("Batch size").fill("1");
   await page.getByLabel("Keep of the teacher's score").fill("0.1");
+  // A hundred thousand steps, so that there is something to watch.
+  await page.getByLabel("Epochs").last().fill("100");
   await page.getByRole("button", { name: "Start" }).click();
   const job = page.locator(".job").first();
   await job.getByRole("progressbar", { name: "training the student" }).waitFor();
   await job.getByRole("img", { name: /Training loss: loss \d/ }).waitFor();
   await job.getByText("left").waitFor();
   await picture(page, "distil-running");
+  await job.getByRole("button", { name: "Cancel the job" }).click();
+  await page.locator(".job[data-state=cancelled]").waitFor();
+  await job.getByRole("img", { name: /Training loss: loss \d/ }).waitFor();
+
+  await page.getByLabel("Batch size").fill("4");
+  await page.getByLabel("Epochs").last().fill("3");
+  await page.getByRole("button", { name: "Start" }).click();
   await page.locator(".job[data-state=succeeded]").first().waitFor();
   await picture(page, "distil-done");
 
@@ -218,20 +227,6 @@ test("a model behind an address teaches, and the task is taken out of service", 
   await dialog.getByRole("button", { name: "Take out of service" }).click();
   await page.getByText("No version is live.").waitFor();
   assert.equal((await fetch(`${server.url}/v1/tasks/remote`)).status, 404);
-});
-
-test("a job is cancelled", async (t) => {
-  const page = await open(t, "#/distil");
-  await page.getByLabel("Task", { exact: true }).fill("endless");
-  await page.getByLabel("Training rows").setInputFiles(install.rows(1500));
-  await page.getByRole("combobox", { name: "Teacher" }).selectOption("own");
-  await page.getByLabel("Model", { exact: true }).fill("teacher");
-  await page.getByText("Options", { exact: true }).click();
-  await page.getByLabel("Epochs").last().fill("100");
-  await page.getByRole("button", { name: "Start" }).click();
-  const job = page.locator(".job").first();
-  await job.getByRole("button", { name: "Cancel the job" }).click();
-  await page.locator(".job[data-state=cancelled]").waitFor();
 });
 
 test("a refused request says why, and a failed one too", async (t) => {

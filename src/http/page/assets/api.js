@@ -72,6 +72,7 @@ export const api = {
     postJson(`/admin/tasks/${at(task)}/teacher`, { inputs }, { signal }),
   teachers: () => getJson("/admin/teachers"),
   versions: (task) => getJson(`/admin/tasks/${at(task)}/versions`),
+  compare: (task, one, other) => getJson(`/v1/tasks/${at(task)}/versions/${one}...${other}`),
   promote: (task, version, reason) =>
     postJson(`/admin/tasks/${at(task)}/promote`, { version, ...(reason ? { reason } : {}) }),
   rollback: (task, reason) =>

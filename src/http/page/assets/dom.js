@@ -38,6 +38,33 @@ export function show(element, ...children) {
   return element;
 }
 
+/** A table whose caption is read out and not seen. A column is its heading, `[heading, class]`, or
+ * `null` for one without. */
+export function table(caption, columns, rows, props = {}) {
+  const heading = (column) => {
+    if (column === null) return h("td", {});
+    const [name, kind] = [column].flat();
+    return h("th", { scope: "col", class: kind }, name);
+  };
+  return h(
+    "table",
+    props,
+    h("caption", { class: "visually-hidden" }, caption),
+    h("thead", {}, h("tr", {}, columns.map(heading))),
+    h("tbody", {}, rows),
+  );
+}
+
+/** A row of figures behind their name. */
+export function figureRow(name, figures) {
+  return h(
+    "tr",
+    {},
+    h("th", { scope: "row" }, name),
+    figures.map((figure) => h("td", { class: "number" }, figure)),
+  );
+}
+
 /** A labelled control. `hint` is read out with it. */
 export function field(label, control, hint) {
   control.id ||= unique("field");

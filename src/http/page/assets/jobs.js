@@ -117,18 +117,23 @@ function running(job) {
     Number.isFinite(job.tokens_per_second) && `${Math.round(job.tokens_per_second)} tokens/s`,
     Number.isFinite(job.eta_seconds) && `${duration(job.eta_seconds)} left`,
   ];
-  const points = losses.get(job.id)?.points ?? [];
   return [
     h("p", { class: "small" }, facts.filter(Boolean).join(" · ")),
     job.steps > 0 && h("progress", { max: job.steps, value: job.step, "aria-label": stage }),
-    points.length > 1 &&
-      chart({
-        title: "Training loss",
-        lines: [{ name: "loss", points }],
-        format: (value) => number(value, value < 1 ? 3 : 2),
-        span: [`step ${points[0][0]}`, `step ${points.at(-1)[0]}`],
-      }),
+    lossChart(job),
   ];
+}
+
+/** The losses that this page has seen of a job; they stay when it is over. */
+function lossChart(job) {
+  const points = losses.get(job.id)?.points ?? [];
+  if (points.length < 2) return null;
+  return chart({
+    title: "Training loss",
+    lines: [{ name: "loss", points }],
+    format: (value) => number(value, value < 1 ? 3 : 2),
+    span: [`step ${points[0][0]}`, `step ${points.at(-1)[0]}`],
+  });
 }
 
 function remember(job) {
@@ -150,5 +155,6 @@ function still(job) {
   return [
     h("p", { class: "small soft" }, made, time(job.finished_at ?? job.created_at), took),
     job.error && message("bad", job.error),
+    lossChart(job),
   ];
 }

@@ -1,7 +1,7 @@
 // One task: its report, a text to try, its versions.
 
 import { api } from "./api.js";
-import { bytes, h, milliseconds, number, percent, show } from "./dom.js";
+import { bytes, figureRow, h, milliseconds, number, percent, show, table } from "./dom.js";
 import { tryOut } from "./try.js";
 import { versionsCard } from "./versions.js";
 
@@ -63,7 +63,7 @@ function reportCard(report) {
 }
 
 /** What a report says of each model, by row. */
-export function figures(report) {
+function figures(report) {
   const { student, teacher, control, majority } = report;
   const models = { student, teacher, control, majority };
   const each = (read, format) =>
@@ -108,72 +108,27 @@ function factor(value) {
 function comparison(report) {
   const models = ["student", "teacher", "control", "majority"].filter((model) => report[model]);
   const kind = { student: "who-student", teacher: "who-teacher" };
-  return h(
-    "table",
-    {},
-    h("caption", { class: "visually-hidden" }, "The live version beside its teacher"),
+  const rows = figures(report).map(([name, values]) =>
     h(
-      "thead",
+      "tr",
       {},
-      h(
-        "tr",
-        {},
-        h("td", {}),
-        models.map((model) => h("th", { scope: "col", class: "number" }, model)),
-      ),
-    ),
-    h(
-      "tbody",
-      {},
-      figures(report).map(([name, values]) =>
-        h(
-          "tr",
-          {},
-          h("th", { scope: "row" }, name),
-          models.map((model) => h("td", { class: `number ${kind[model] ?? ""}` }, values[model] ?? "–")),
-        ),
-      ),
+      h("th", { scope: "row" }, name),
+      models.map((model) => h("td", { class: `number ${kind[model] ?? ""}` }, values[model] ?? "–")),
     ),
   );
+  const columns = [null, ...models.map((model) => [model, "number"])];
+  return table("The live version beside its teacher", columns, rows);
 }
 
 function perClass(classes) {
-  const names = ["precision", "recall", "F1", "rows"];
+  const names = ["precision", "recall", "F1", "rows"].map((name) => [name, "number"]);
+  const rows = classes.map(({ label, precision, recall, f1, support }) =>
+    figureRow(label, [number(precision), number(recall), number(f1), support]),
+  );
   return h(
     "details",
     {},
     h("summary", {}, "Each class"),
-    h(
-      "div",
-      { class: "scroll" },
-      h(
-        "table",
-        {},
-        h("caption", { class: "visually-hidden" }, "The student's score for each class"),
-        h(
-          "thead",
-          {},
-          h(
-            "tr",
-            {},
-            h("th", { scope: "col" }, "label"),
-            names.map((name) => h("th", { scope: "col", class: "number" }, name)),
-          ),
-        ),
-        h(
-          "tbody",
-          {},
-          classes.map((one) =>
-            h(
-              "tr",
-              {},
-              h("th", { scope: "row" }, one.label),
-              [one.precision, one.recall, one.f1].map((value) => h("td", { class: "number" }, number(value))),
-              h("td", { class: "number" }, one.support),
-            ),
-          ),
-        ),
-      ),
-    ),
+    h("div", { class: "scroll" }, table("The student's score for each class", ["label", ...names], rows)),
   );
 }

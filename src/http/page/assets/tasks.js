@@ -1,7 +1,7 @@
 // All tasks: which version answers, how good it is beside its teacher, how fast it is.
 
 import { api } from "./api.js";
-import { bar, h, message, milliseconds, number, percent, show } from "./dom.js";
+import { bar, h, message, milliseconds, number, percent, show, table } from "./dom.js";
 import { latencyNow, onSample, requestsNow } from "./metrics.js";
 
 // Reports don't change: each is fetched once for each version.
@@ -28,29 +28,14 @@ export async function render(place) {
     return null;
   }
   const live = [];
-  const body = h("tbody", {}, tasks.map((task) => row(task, live)));
   const names = ["Task", "Live version", "Score beside the teacher", "Kept"];
-  const figures = ["Speed-up", "Latency now", "Requests/s"];
-  const table = h(
-    "table",
-    { class: "stack" },
-    h("caption", { class: "visually-hidden" }, "Tasks with their live versions"),
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        {},
-        names.map((name) => h("th", { scope: "col" }, name)),
-        figures.map((name) => h("th", { scope: "col", class: "number" }, name)),
-      ),
-    ),
-    body,
-  );
+  const figures = ["Speed-up", "Latency now", "Requests/s"].map((name) => [name, "number"]);
+  const rows = tasks.map((task) => row(task, live));
+  const all = table("Tasks with their live versions", [...names, ...figures], rows, { class: "stack" });
   show(
     place,
     heading,
-    h("div", { class: "card" }, table, next && more(next, body, live)),
+    h("div", { class: "card" }, all, next && more(next, all.tBodies[0], live)),
     h(
       "p",
       { class: "soft small" },

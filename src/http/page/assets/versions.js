@@ -1,8 +1,7 @@
 // Versions of a task: compared, promoted, rolled back.
 
 import { api } from "./api.js";
-import { bytes, confirm, field, h, message, number, percent, show, time } from "./dom.js";
-import { figures } from "./task.js";
+import { bytes, confirm, field, figureRow, h, message, number, percent, show, table, time } from "./dom.js";
 import { versus } from "./tasks.js";
 
 /** `answer` is what `Promise.allSettled` made of the request for the versions; `again` shows the
@@ -46,7 +45,7 @@ export function versionsCard(task, answer, again) {
     "section",
     { class: "card", "aria-label": "Versions" },
     heading,
-    h("div", {}, table(task, [...versions].reverse(), promote)),
+    h("div", {}, all(task, [...versions].reverse(), promote)),
     h(
       "div",
       { class: "actions" },
@@ -59,33 +58,16 @@ export function versionsCard(task, answer, again) {
         h("button", { type: "button", class: "danger", onclick: withdraw }, "Take out of service"),
     ),
     outcome,
-    versions.filter((version) => version.report).length > 1 && compare(versions, live),
+    versions.filter((version) => version.report).length > 1 && compare(task, versions, live),
     changes(history),
   );
 }
 
-function table(task, versions, promote) {
+function all(task, versions, promote) {
   const columns = ["Version", "Made", "Score beside the teacher", "Kept", "Gate", "Size"];
-  return h(
-    "table",
-    { class: "stack" },
-    h("caption", { class: "visually-hidden" }, `Versions of ${task}, newest first`),
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        {},
-        columns.map((name) => h("th", { scope: "col" }, name)),
-        h("th", { scope: "col" }, h("span", { class: "visually-hidden" }, "Actions")),
-      ),
-    ),
-    h(
-      "tbody",
-      {},
-      versions.map((version) => row(version, promote)),
-    ),
-  );
+  const actions = h("span", { class: "visually-hidden" }, "Actions");
+  const rows = versions.map((version) => row(version, promote));
+  return table(`Versions of ${task}, newest first`, [...columns, [actions]], rows, { class: "stack" });
 }
 
 function row(version, promote) {
@@ -127,7 +109,7 @@ function gate(found) {
   );
 }
 
-function compare(versions, live) {
+function compare(task, versions, live) {
   const with_report = versions.filter((version) => version.report);
   const choice = (chosen) =>
     h(
@@ -142,11 +124,12 @@ function compare(versions, live) {
   const start = with_report.find((one) => one.version === live && live !== last) ?? other;
   const [a, b] = [choice(start.version), choice(last)];
   const place = h("div", { class: "scroll" });
-  const refresh = () => {
-    const [left, right] = [a, b].map((select) =>
-      with_report.find(({ version }) => version === Number(select.value)),
-    );
-    show(place, difference(left, right));
+  const refresh = async () => {
+    try {
+      show(place, difference(await api.compare(task, a.value, b.value)));
+    } catch (error) {
+      show(place, message("bad", error.message));
+    }
   };
   a.addEventListener("change", refresh);
   b.addEventListener("change", refresh);
@@ -160,51 +143,25 @@ function compare(versions, live) {
   );
 }
 
-/** The students of two versions side by side. */
-function difference(left, right) {
-  const of = (version) => new Map(figures(version.report).map(([name, values]) => [name, values.student]));
-  const [one, two] = [of(left), of(right)];
-  const names = [...new Set([...one.keys(), ...two.keys()])];
-  const scores = [left, right].map((version) => version.report.student.score);
-  const change = scores[1].value - scores[0].value;
-  const comparable = scores[0].metric === scores[1].metric;
+/** What the server says of two versions beside each other. */
+function difference({ versions: [one, other], figures, comparable, reason, significant }) {
+  const written = (value) =>
+    Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : number(value, 4);
+  const rows = figures.map(({ name, first, second, difference }) =>
+    figureRow(name, [first, second, difference].map(written)),
+  );
+  const columns = [`version ${one}`, `version ${other}`, "difference"].map((name) => [name, "number"]);
+  const change = figures[0].difference;
+  const apart = significant ? "The 95 % intervals are apart." : "The 95 % intervals overlap.";
   return [
+    table("The students of two versions", [null, ...columns], rows),
     h(
-      "table",
-      {},
-      h("caption", { class: "visually-hidden" }, "The students of two versions"),
-      h(
-        "thead",
-        {},
-        h(
-          "tr",
-          {},
-          h("td", {}),
-          [left, right].map(({ version }) =>
-            h("th", { scope: "col", class: "number" }, `version ${version}`),
-          ),
-        ),
-      ),
-      h(
-        "tbody",
-        {},
-        names.map((name) =>
-          h(
-            "tr",
-            {},
-            h("th", { scope: "row" }, name),
-            [one, two].map((values) => h("td", { class: "number" }, values.get(name) ?? "–")),
-          ),
-        ),
-      ),
+      "p",
+      { class: "small" },
+      Number.isFinite(change) &&
+        `Version ${other} scores ${change < 0 ? "−" : "+"}${number(Math.abs(change))} beside version ${one}. `,
+      comparable ? apart : `The scores can't be compared: ${reason}.`,
     ),
-    comparable &&
-      h(
-        "p",
-        { class: "small" },
-        `Version ${right.version} scores ${change < 0 ? "−" : "+"}${number(Math.abs(change))} beside version ${left.version}. ` +
-          "Where their test rows differ, so do the yardsticks.",
-      ),
   ];
 }
 
