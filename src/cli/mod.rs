@@ -46,6 +46,10 @@ pub struct Cli {
         default_value_t
     )]
     pub log_format: LogFormat,
+    /// Send traces of requests to this OpenTelemetry collector (OTLP over HTTP), as in
+    /// http://127.0.0.1:4318.
+    #[arg(long, global = true, env = "KDLORA_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -67,10 +71,13 @@ pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = logs::init(&cli.log, cli.log_format) {
-        eprintln!("kdlora: {}", chain(&error));
-        return ExitCode::from(2);
-    }
+    let _flush = match logs::init(&cli.log, cli.log_format, cli.otlp_endpoint.as_deref()) {
+        Ok(flush) => flush,
+        Err(error) => {
+            eprintln!("kdlora: {}", chain(&error));
+            return ExitCode::from(2);
+        }
+    };
     let outcome = match cli.command {
         Command::Serve(args) => serve::run(*args),
         Command::Distill(args) => distill::run(args),

@@ -8,6 +8,8 @@ use tower_http::trace::{MakeSpan, OnResponse, TraceLayer};
 use tracing::field::Empty;
 use tracing::{Span, info_span};
 
+use crate::telemetry::traces;
+
 const REQUEST_ID: &str = "x-request-id";
 
 /// Longest request id that is taken from a client.
@@ -37,15 +39,27 @@ impl<B> MakeSpan<B> for RequestSpan {
         let method = request.method().as_str();
         let route = request.extensions().get::<MatchedPath>();
         let route = route.map_or("", MatchedPath::as_str);
-        info_span!(
+        let span = info_span!(
             "request",
             request_id = request_id(request.headers()),
             http.request.method = method,
             http.route = route,
             url.path = request.uri().path(),
             http.response.status_code = Empty,
-            trace_id = trace_id(request.headers()),
-        )
+            trace_id = Empty,
+            otel.name = Empty,
+            otel.kind = Empty,
+            otel.status_code = Empty,
+        );
+        if let Some(trace) = traces::continue_from(&span, request.headers()) {
+            span.record("trace_id", trace);
+        }
+        // Log lines have no use for these.
+        if traces::are_sent() {
+            span.record("otel.name", format!("{method} {route}").trim_end());
+            span.record("otel.kind", "server");
+        }
+        span
     }
 }
 
@@ -64,14 +78,6 @@ pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
     headers.get(REQUEST_ID)?.to_str().ok()
 }
 
-/// The trace that the caller names in a W3C `traceparent`, `00-{trace}-{span}-{flags}`.
-fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let parent = headers.get("traceparent")?.to_str().ok()?;
-    let id = parent.split('-').nth(1)?;
-    let is_id = id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_id.then_some(id)
-}
-
 /// One line a request, for `--log debug`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Finished;
@@ -79,7 +85,11 @@ pub(super) struct Finished;
 impl<B> OnResponse<B> for Finished {
     fn on_response(self, response: &axum::http::Response<B>, latency: Duration, span: &Span) {
         let status = response.status();
-        span.record("http.response.status_code", status.as_u16());
+        // OpenTelemetry's integers have signs; others would become texts.
+        span.record("http.response.status_code", i64::from(status.as_u16()));
+        if traces::are_sent() && status.is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
         tracing::debug!(
             status = status.as_u16(),
             milliseconds = latency.as_secs_f64() * 1000.0,

@@ -1,10 +1,12 @@
-//! Logs, metrics and memory. Lower floors of the house record here; nothing here knows them.
+//! Logs, metrics, traces and memory. Lower floors of the house record here; nothing here knows them.
 
 mod gpu;
 pub mod logs;
 pub mod memory;
 mod metrics;
+mod otlp;
 mod request;
+pub mod traces;
 
 pub use metrics::{MeasuredLatency, Metrics};
 pub use request::{Outcome, RequestGuard};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Metrics;
+use super::{Metrics, traces};
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,11 @@ impl<'a> RequestGuard<'a> {
                 .with_label_values(&[&self.task])
                 .observe(time.as_secs_f64());
         }
+        traces::stages([
+            ("tokenize", tokenize),
+            ("queue", queue),
+            ("compute", compute),
+        ]);
     }
 
     /// The request has ended.
