@@ -23,6 +23,10 @@ from server import ADMIN, Server
 
 HERE = Path(__file__).resolve().parent
 
+# Tasks are asked with POST and taken out of service with DELETE: neither makes or removes what the
+# routes around it show, and requests of other cases take tasks out of service meanwhile.
+NOT_PROMISED = "ensure_resource_availability,use_after_free"
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -62,7 +66,8 @@ def run(server, options, folder):
     report = Path(folder) / "events.ndjson"
     command = [Path(sys.executable).with_name("schemathesis"), "--config-file", HERE / "schemathesis.toml"]
     command += ["run", f"{server.url}/openapi.json", "--checks", "all", "--mode", "all"]
-    command += ["--seed", options.seed, "--max-examples", options.examples, "--workers", "2"]
+    command += ["--exclude-checks", NOT_PROMISED]
+    command += ["--seed", options.seed, "--max-examples", options.examples, "--workers", "1"]
     command += ["--header", f"Authorization: Bearer {ADMIN}", "--continue-on-failure"]
     command += ["--generation-database", "none", "--request-timeout", "60", "--no-color"]
     command += ["--suppress-health-check", "all", "--warnings", "off"]

@@ -8,6 +8,8 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 
 const tree = join(dirname(fileURLToPath(import.meta.url)), "../..");
+const target = process.env.CARGO_TARGET_DIR ?? join(tree, "target");
+const PROGRAM = process.env.KDLORA ?? join(target, "debug/kdlora");
 const golden = (path) => join(tree, "tests/golden", path);
 
 /** Words that the tiny encoders have. */
@@ -62,9 +64,8 @@ export class Install {
   }
 
   async start(...flags) {
-    const program = process.env.KDLORA ?? join(tree, "target/debug/kdlora");
     const child = spawn(
-      program,
+      PROGRAM,
       [
         "--log=warn",
         "serve",

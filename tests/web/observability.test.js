@@ -1,6 +1,6 @@
 // The dashboard and the alert rules against a real Prometheus that scrapes the real server.
 //
-//   KDLORA=…  the program (default: target/debug/kdlora)
+//   KDLORA=…  the program (default: debug/kdlora in cargo's target folder)
 
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";

@@ -1,6 +1,6 @@
 // What a user does on the page, in a real browser against the real server.
 //
-//   KDLORA=…      the program (default: target/debug/kdlora)
+//   KDLORA=…      the program (default: debug/kdlora in cargo's target folder)
 //   CHROMIUM=…    the browser (default: /usr/bin/chromium)
 //   SCREENSHOTS=… a folder for pictures of what was seen
 
