@@ -1,6 +1,7 @@
 //! The command line: one file a command, each with an `Args` and a `run`.
 
 pub mod adapter;
+mod allocator;
 pub mod compare;
 pub mod completions;
 pub mod distill;
@@ -71,6 +72,9 @@ pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.command, Command::Distill(_) | Command::Compare(_)) {
+        allocator::use_huge_pages();
+    }
     let _flush = match logs::init(&cli.log, cli.log_format, cli.otlp_endpoint.as_deref()) {
         Ok(flush) => flush,
         Err(error) => {
