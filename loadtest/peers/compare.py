@@ -61,7 +61,8 @@ def server(given, dtype, folder):
     (adapters / "student").symlink_to(source, target_is_directory=True)
     command = [given.kdlora, "serve", "--bind", address, "--state", folder / "state"]
     command += ["--student", given.encoder, "--adapters", adapters.parent, "--dtype", dtype]
-    command += ["--threads", given.threads]
+    # The clients ask as fast as they get answers: none is to be refused.
+    command += ["--threads", given.threads, "--max-queue-wait", "10s"]
     log = open(folder / "log", "wb")
     process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log)
     try:

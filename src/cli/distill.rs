@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::CommandError;
 use super::options::PlacesArgs;
 use crate::config::Bytes;
+use crate::distill::courtesy;
 use crate::distill::models::Places;
 use crate::distill::pass::{self, PassError};
 use crate::distill::progress::{Event, Stage};
@@ -107,18 +108,14 @@ pub fn run(args: Args) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Beside threads of ordinary niceness it gets one part in ten of a core: what is served hardly
-/// notices (p99 at half of the capacity stays within its noise), and the pass still goes on, three
-/// times as fast as at 19.
-const NICENESS: i32 = 10;
 /// When memory runs out, the kernel ends the process with the greatest score: the job, not its
 /// server.
 const OUT_OF_MEMORY_SCORE: &str = "500";
 
 /// A job gives way to the server that it belongs to.
 fn give_way() {
-    // Both are courtesies; a system that refuses them is no reason to fail.
-    let _ = rustix::process::nice(NICENESS);
+    courtesy::give_way();
+    // A system that refuses it is no reason to fail.
     let _ = std::fs::write("/proc/self/oom_score_adj", OUT_OF_MEMORY_SCORE);
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::PassError;
+use super::courtesy;
 use super::models::{ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, Teacher, TeacherSource};
 use super::spec::TeacherSpec;
 use crate::adapter::{Classifier, TaskConfig};
@@ -22,9 +23,6 @@ use crate::text::{Input, PackedBatch, Truncation};
 
 /// Questions that wait while one is answered.
 const WAITING: usize = 4;
-
-/// Of the scale of Unix, where 19 gives way to everyone.
-const NICENESS: i32 = 19;
 
 /// Where teachers are found, and how much of them is borne.
 #[derive(Clone, Debug)]
@@ -108,8 +106,7 @@ impl TeacherDesk {
         thread::Builder::new()
             .name("teacher".into())
             .spawn(move || {
-                // A system that refuses it is no reason not to answer.
-                let _ = rustix::process::nice(NICENESS);
+                courtesy::give_way();
                 Clerk::new(settings).work(&received);
             })?;
         Ok(Self { questions })

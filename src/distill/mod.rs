@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod compare;
+pub mod courtesy;
 pub mod dataset;
 pub mod evaluation;
 pub mod gate;
