@@ -11,7 +11,8 @@ use super::names::Names;
 use super::relative::{BatchPositions, PositionProjection, Relative};
 use super::{EncoderConfig, EncoderError, Segment, Site, TaskWeights, Weights};
 use crate::ops::{
-    self, Activation, AttentionShape, Dropout, Linear, LoraUpdate, Norm, Precision, RowUpdates,
+    self, Activation, AttentionShape, Dropout, LayerLinear, LayerParts, Linear, LoraUpdate, Norm,
+    Precision, RowUpdates,
 };
 use crate::text::PackedBatch;
 
@@ -102,6 +103,72 @@ impl Layer {
 
     pub(super) fn linears(&self) -> [&Dense; 4] {
         [&self.qkv, &self.attention_output, &self.up, &self.down]
+    }
+
+    /// The whole layer as one op, where that [suits](LayerParts::suit_one_op): `[tokens, hidden]`
+    /// to the same, or to the rows `firsts` alone. `finish` adapts the rows behind the attention.
+    pub(super) fn train(
+        &self,
+        x: &Tensor,
+        positions: &BatchPositions,
+        segments: &[Segment<'_>],
+        shape: &AttentionShape,
+        (attend, finish): (&Adapted<'_>, &Adapted<'_>),
+        firsts: Option<&Arc<[u32]>>,
+    ) -> Result<Option<Tensor>, EncoderError> {
+        let ([(_, weights)], None) = (attend.rows.as_slice(), &self.positions) else {
+            return Ok(None);
+        };
+        let (Some(qkv), Some(attention_output), Some(up), Some(down)) = (
+            self.linear(&self.qkv, Slot::Qkv, weights, attend.dropout),
+            self.linear(
+                &self.attention_output,
+                Slot::AttentionOutput,
+                weights,
+                finish.dropout,
+            ),
+            self.linear(&self.up, Slot::Up, weights, finish.dropout),
+            self.linear(&self.down, Slot::Down, weights, finish.dropout),
+        ) else {
+            return Ok(None);
+        };
+        let linears = [&qkv, &attention_output, &up, &down];
+        let mut all = linears.iter().flat_map(|part| part.updates);
+        let trains = x.track_op() || all.any(LoraUpdate::trains);
+        let parts = LayerParts {
+            qkv,
+            attention_output,
+            attention_norm: &self.attention_norm,
+            up,
+            activation: Activation::Gelu,
+            down,
+            output_norm: &self.output_norm,
+            attention: shape.clone(),
+            tables: positions.tables(None, segments, attend)?,
+        };
+        if !trains || !parts.suit_one_op() {
+            return Ok(None);
+        }
+        Ok(Some(ops::trained_layer(x, parts, firsts.cloned())?))
+    }
+
+    /// A linear with what `weights` add to it, unless it is packed.
+    fn linear<'a>(
+        &self,
+        linear: &'a Dense,
+        slot: Slot,
+        weights: &'a TaskWeights,
+        dropout: Option<Dropout>,
+    ) -> Option<LayerLinear<'a>> {
+        let Dense::Plain(linear) = linear else {
+            return None;
+        };
+        let site = Site::Layer(self.index, slot);
+        Some(LayerLinear {
+            linear,
+            updates: weights.updates(site).map_or(&[], |updates| updates),
+            dropout: dropout.map(|dropout| dropout.at_site(site.number())),
+        })
     }
 
     /// What the tokens attend to: `[tokens, hidden]` to `[tokens, hidden]`.

@@ -1,5 +1,7 @@
 //! One batch's way through the network.
 
+use std::sync::Arc;
+
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
@@ -20,6 +22,7 @@ pub(super) struct Walk<'a> {
     over_sequences: Option<Dropout>,
     /// Each sequence's first token, which the heads go by.
     pub(super) firsts: Tensor,
+    first_rows: Arc<[u32]>,
     positions: BatchPositions,
     attention: AttentionShape,
 }
@@ -43,7 +46,8 @@ impl<'a> Walk<'a> {
             tokens: Adapted::tokens(batch, segments, over_tokens),
             sequences: Adapted::sequences(segments, over_sequences),
             over_sequences,
-            firsts: Tensor::from_vec(firsts, batch.sequences(), encoder.device())?,
+            firsts: Tensor::new(firsts.as_slice(), encoder.device())?,
+            first_rows: firsts.into(),
             attention: AttentionShape {
                 offsets: batch.offsets.as_slice().into(),
                 heads: encoder.config.num_attention_heads,
@@ -66,6 +70,22 @@ impl<'a> Walk<'a> {
         only_firsts: bool,
     ) -> Result<Tensor, EncoderError> {
         let layer = &self.encoder.layers[index];
+        let cut = only_firsts && index + 1 == self.encoder.layers.len();
+        let (finish, firsts) = match cut {
+            true => (&self.sequences, Some(&self.first_rows)),
+            false => (&self.tokens, None),
+        };
+        let trained = layer.train(
+            x,
+            &self.positions,
+            self.segments,
+            &self.attention,
+            (&self.tokens, finish),
+            firsts,
+        )?;
+        if let Some(output) = trained {
+            return self.convolve(index, x, output, cut);
+        }
         let context = layer.attend(
             x,
             &self.positions,
@@ -73,13 +93,23 @@ impl<'a> Walk<'a> {
             &self.attention,
             &self.tokens,
         )?;
-        let cut = only_firsts && index + 1 == self.encoder.layers.len();
         let output = if cut {
             let context = context.index_select(&self.firsts, 0)?;
-            layer.finish(&context, &x.index_select(&self.firsts, 0)?, &self.sequences)?
+            layer.finish(&context, &x.index_select(&self.firsts, 0)?, finish)?
         } else {
-            layer.finish(&context, x, &self.tokens)?
+            layer.finish(&context, x, finish)?
         };
+        self.convolve(index, x, output, cut)
+    }
+
+    /// Adds the convolution of a family that has one to the first layer's output.
+    fn convolve(
+        &self,
+        index: usize,
+        x: &Tensor,
+        output: Tensor,
+        cut: bool,
+    ) -> Result<Tensor, EncoderError> {
         match &self.encoder.conv {
             // It reads the embeddings, which are the first layer's input.
             Some(conv) if index == 0 => {

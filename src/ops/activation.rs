@@ -45,7 +45,7 @@ impl Activation {
     }
 
     /// Multiplies `gradient` by the derivative at the pre-activations `x`.
-    fn backward(self, x: &[f32], gradient: &mut [f32]) {
+    pub(super) fn backward(self, x: &[f32], gradient: &mut [f32]) {
         match self {
             Self::None => {}
             Self::Gelu => multiply_by(gradient, x, gelu_derivative),

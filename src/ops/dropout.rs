@@ -26,6 +26,32 @@ impl Dropout {
             ..self
         }
     }
+
+    /// The same for rows that begin `rows` further on.
+    pub(super) fn further_on(self, rows: usize) -> Self {
+        Self {
+            first_row: self.first_row + rows,
+            ..self
+        }
+    }
+
+    /// Drops from rows of `columns` values.
+    pub(super) fn drop_from(&self, values: &mut [f32], columns: usize) {
+        let threshold = (self.rate * f64::from(u32::MAX)) as u32;
+        let scale = (1.0 / (1.0 - self.rate)) as f32;
+        for (i, row) in values.chunks_exact_mut(columns).enumerate() {
+            let key = mix(self.seed ^ mix((self.first_row + i) as u64)) as u32;
+            vectorize(
+                #[inline(always)]
+                || {
+                    for (j, value) in row.iter_mut().enumerate() {
+                        let keep = mix32(key ^ (j as u32)) >= threshold;
+                        *value = if keep { *value * scale } else { 0.0 };
+                    }
+                },
+            );
+        }
+    }
 }
 
 /// Zeroes elements of `x`, `[rows, columns]`, and scales the others by 1 / (1 − rate).
@@ -63,20 +89,7 @@ impl CustomOp1 for Dropout {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, columns) = layout.shape().dims2()?;
         let mut y = contiguous(x, layout)?.to_vec();
-        let threshold = (self.rate * f64::from(u32::MAX)) as u32;
-        let scale = (1.0 / (1.0 - self.rate)) as f32;
-        for (i, row) in y.chunks_exact_mut(columns).enumerate() {
-            let key = mix(self.seed ^ mix((self.first_row + i) as u64)) as u32;
-            vectorize(
-                #[inline(always)]
-                || {
-                    for (j, value) in row.iter_mut().enumerate() {
-                        let keep = mix32(key ^ (j as u32)) >= threshold;
-                        *value = if keep { *value * scale } else { 0.0 };
-                    }
-                },
-            );
-        }
+        self.drop_from(&mut y, columns);
         output(y, layout.shape())
     }
 

@@ -25,31 +25,39 @@ impl Linear {
 
     /// x Wᵀ + b, `[rows, out]`, of a contiguous `x` in host memory, `[rows, in]`.
     pub(super) fn forward(&self, x: &CpuStorage, layout: &Layout) -> Result<Vec<f32>> {
+        check_columns(layout, self.in_features())?;
+        self.forward_rows(contiguous(x, layout)?)
+    }
+
+    /// The same for values that are known to be rows of `in`.
+    pub(super) fn forward_rows(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let dims = self.weight.dims2()?;
         with_values(&self.weight, |weight| match &self.bias {
-            Some(bias) => with_values(bias, |bias| {
-                affine(x, layout, weight, self.weight.dims2()?, Some(bias))
-            }),
-            None => affine(x, layout, weight, self.weight.dims2()?, None),
+            Some(bias) => with_values(bias, |bias| Ok(affine(x, weight, dims, Some(bias)))),
+            None => Ok(affine(x, weight, dims, None)),
         })
     }
 
-    fn trains(&self) -> bool {
+    pub(super) fn trains(&self) -> bool {
         self.weight.track_op() || self.bias.as_ref().is_some_and(Tensor::track_op)
     }
 }
 
-fn affine(
-    x: &CpuStorage,
-    layout: &Layout,
-    weight: &[f32],
-    (out, input): (usize, usize),
-    bias: Option<&[f32]>,
-) -> Result<Vec<f32>> {
-    let (rows, columns) = layout.shape().dims2()?;
+fn check_columns(layout: &Layout, input: usize) -> Result<()> {
+    let (_, columns) = layout.shape().dims2()?;
     if columns != input {
         candle_core::bail!("a linear of {input} inputs got {columns} columns");
     }
-    let x = contiguous(x, layout)?;
+    Ok(())
+}
+
+fn affine(
+    x: &[f32],
+    weight: &[f32],
+    (out, input): (usize, usize),
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let rows = x.len() / input;
     let (mut y, into) = match bias {
         Some(bias) => (bias.repeat(rows), Into::Accumulate),
         None => (vec![0f32; rows * out], Into::Overwrite),
@@ -61,7 +69,7 @@ fn affine(
         Matrix::new(x, rows, input, input),
         Matrix::new(weight, out, input, input).transposed(),
     );
-    Ok(y)
+    y
 }
 
 /// `act(x Wᵀ + b)` for `x` of `[rows, in]`: `[rows, out]`.
@@ -126,7 +134,9 @@ impl CustomOp2 for Trained {
         weight_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let dims = weight_layout.shape().dims2()?;
-        let y = affine(x, x_layout, contiguous(weight, weight_layout)?, dims, None)?;
+        check_columns(x_layout, dims.1)?;
+        let weight = contiguous(weight, weight_layout)?;
+        let y = affine(contiguous(x, x_layout)?, weight, dims, None);
         output(y, (x_layout.dims()[0], dims.0))
     }
 
@@ -159,9 +169,10 @@ impl CustomOp3 for Trained {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let dims = weight_layout.shape().dims2()?;
+        check_columns(x_layout, dims.1)?;
         let weight = contiguous(weight, weight_layout)?;
         let bias = contiguous(bias, bias_layout)?;
-        let y = affine(x, x_layout, weight, dims, Some(bias))?;
+        let y = affine(contiguous(x, x_layout)?, weight, dims, Some(bias));
         output(y, (x_layout.dims()[0], dims.0))
     }
 

@@ -15,6 +15,7 @@ mod dropout;
 mod embed;
 #[cfg(test)]
 mod gradient_check;
+mod layer;
 mod linear;
 mod lora;
 mod matrix;
@@ -31,6 +32,7 @@ pub use attention::{
 pub use crew::Crew;
 pub use dropout::{Dropout, dropout};
 pub use embed::{EmbedIndices, embed};
+pub use layer::{LayerLinear, LayerParts, trained_layer};
 pub use linear::{Linear, linear};
 pub use lora::{
     ColumnMap, LoraUpdate, RowUpdates, add_updates, linear_rows, lora_add, map_columns,

@@ -1,6 +1,6 @@
 //! LayerNorm, alone or of a sum with the residual.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::crew::{in_parts, is_helped};
 use super::linear::ColumnSums;
@@ -134,6 +134,63 @@ impl CustomOp2 for Add {
     }
 }
 
+impl Norm {
+    /// Of rows of values in host memory, in place.
+    pub(super) fn normalise_rows(&self, rows: &mut [f32]) -> Result<()> {
+        with_values(&self.gamma_beta, |gamma_beta| {
+            normalise_rows(rows, gamma_beta, self.eps as f32);
+            Ok(())
+        })
+    }
+
+    /// Makes of the gradient of the result, `[rows, hidden]`, that of the input `x`.
+    pub(super) fn input_gradient(&self, x: &[f32], gradient: &mut [f32]) -> Result<()> {
+        with_values(&self.gamma_beta, |gamma_beta| {
+            input_gradient(gradient, x, gamma_beta, self.eps as f32);
+            Ok(())
+        })
+    }
+}
+
+fn normalise_rows(rows: &mut [f32], gamma_beta: &[f32], eps: f32) {
+    let hidden = gamma_beta.len() / 2;
+    let (gamma, beta) = gamma_beta.split_at(hidden);
+    vectorize(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_exact_mut(hidden) {
+                normalise(row, gamma, beta, eps);
+            }
+        },
+    );
+}
+
+/// (d − mean(d) − x̂ · mean(d ∘ x̂)) / σ for d = γ ∘ ∂L/∂y, in the place of ∂L/∂y.
+fn input_gradient(gradient: &mut [f32], x: &[f32], gamma_beta: &[f32], eps: f32) {
+    let hidden = gamma_beta.len() / 2;
+    let gamma = &gamma_beta[..hidden];
+    let n = hidden as f32;
+    vectorize(
+        #[inline(always)]
+        || {
+            for (d, x) in gradient
+                .chunks_exact_mut(hidden)
+                .zip(x.chunks_exact(hidden))
+            {
+                let (mean, scale) = moments(x, eps);
+                for (d, gamma) in d.iter_mut().zip(gamma) {
+                    *d *= gamma;
+                }
+                let mean_d = sum(hidden, |i| d[i]) / n;
+                let mean_dx = sum(hidden, |i| d[i] * (x[i] - mean) * scale) / n;
+                for (d, x) in d.iter_mut().zip(x) {
+                    *d = (*d - mean_d - (x - mean) * scale * mean_dx) * scale;
+                }
+            }
+        },
+    );
+}
+
 struct LayerNorm {
     eps: f32,
 }
@@ -167,17 +224,9 @@ impl CustomOp2 for LayerNorm {
         gamma_beta: &CpuStorage,
         gamma_beta_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (_, hidden) = layout.shape().dims2()?;
         let mut y = contiguous(x, layout)?.to_vec();
-        let (gamma, beta) = contiguous(gamma_beta, gamma_beta_layout)?.split_at(hidden);
-        vectorize(
-            #[inline(always)]
-            || {
-                for row in y.chunks_exact_mut(hidden) {
-                    normalise(row, gamma, beta, self.eps);
-                }
-            },
-        );
+        let gamma_beta = contiguous(gamma_beta, gamma_beta_layout)?;
+        normalise_rows(&mut y, gamma_beta, self.eps);
         output(y, layout.shape())
     }
 
@@ -190,9 +239,8 @@ impl CustomOp2 for LayerNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let gradient = gradient.contiguous()?;
         let dx = if_tracked(x, || {
-            let gamma = gamma_beta.get(0)?;
-            let dxhat = gradient.broadcast_mul(&gamma)?;
-            dxhat.apply_op2_no_bwd(x, &InputGradient { eps: self.eps })
+            let op = InputGradient { eps: self.eps };
+            gradient.apply_op3_no_bwd(x, gamma_beta, &op)
         })?;
         let dgb = if_tracked(gamma_beta, || {
             let scaled = gradient.apply_op2_no_bwd(x, &TimesNormalised { eps: self.eps })?;
@@ -208,40 +256,29 @@ impl CustomOp2 for LayerNorm {
     }
 }
 
-/// (d − mean(d) − x̂ · mean(d ∘ x̂)) / σ for d = γ ∘ ∂L/∂y.
+/// See [`input_gradient`].
 struct InputGradient {
     eps: f32,
 }
 
-impl CustomOp2 for InputGradient {
+impl CustomOp3 for InputGradient {
     fn name(&self) -> &'static str {
         "layer-norm-backward"
     }
 
     fn cpu_fwd(
         &self,
-        d: &CpuStorage,
+        gradient: &CpuStorage,
         layout: &Layout,
         x: &CpuStorage,
         x_layout: &Layout,
+        gamma_beta: &CpuStorage,
+        gamma_beta_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (_, hidden) = layout.shape().dims2()?;
-        let mut dx = contiguous(d, layout)?.to_vec();
+        let mut dx = contiguous(gradient, layout)?.to_vec();
         let x = contiguous(x, x_layout)?;
-        vectorize(
-            #[inline(always)]
-            || {
-                for (d, x) in dx.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)) {
-                    let (mean, scale) = moments(x, self.eps);
-                    let n = hidden as f32;
-                    let mean_d = sum(hidden, |i| d[i]) / n;
-                    let mean_dx = sum(hidden, |i| d[i] * (x[i] - mean) * scale) / n;
-                    for (d, x) in d.iter_mut().zip(x) {
-                        *d = (*d - mean_d - (x - mean) * scale * mean_dx) * scale;
-                    }
-                }
-            },
-        );
+        let gamma_beta = contiguous(gamma_beta, gamma_beta_layout)?;
+        input_gradient(&mut dx, x, gamma_beta, self.eps);
         output(dx, layout.shape())
     }
 }

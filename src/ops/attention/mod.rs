@@ -56,10 +56,26 @@ pub fn attention(qkv: &Tensor, tables: &[PositionTable], shape: AttentionShape) 
     }
 }
 
-struct Attention {
-    shape: AttentionShape,
+pub(super) struct Attention {
+    pub(super) shape: AttentionShape,
     /// Frozen tables; one that trains is an argument.
-    tables: Vec<PositionTable>,
+    pub(super) tables: Vec<PositionTable>,
+}
+
+impl Attention {
+    /// Of `[tokens, 3 · hidden]` in host memory: `[tokens, hidden]`.
+    pub(super) fn attend(&self, qkv: &[f32], hidden: usize) -> Result<Vec<f32>> {
+        with_tables(&self.tables, self.shape.sequences(), |tables| {
+            self.shape.attend(qkv, hidden, tables)
+        })
+    }
+
+    /// The gradient of `qkv` for that of the result.
+    pub(super) fn gradient(&self, qkv: &[f32], dy: &[f32], hidden: usize) -> Result<Vec<f32>> {
+        with_tables(&self.tables, self.shape.sequences(), |tables| {
+            self.shape.qkv_gradient(qkv, dy, hidden, tables)
+        })
+    }
 }
 
 /// One head of one sequence.
@@ -167,15 +183,19 @@ impl AttentionShape {
         tables: &[&[f32]],
     ) -> Result<(CpuStorage, Shape)> {
         let (tokens, hidden) = self.dims(layout)?;
-        let qkv = contiguous(qkv, layout)?;
+        let out = self.attend(contiguous(qkv, layout)?, hidden, tables)?;
+        output(out, (tokens, hidden))
+    }
+
+    /// Attention over `qkv`, `[tokens, 3 · hidden]`: `[tokens, hidden]`.
+    fn attend(&self, qkv: &[f32], hidden: usize, tables: &[&[f32]]) -> Result<Vec<f32>> {
         if tiles::suit(hidden / self.heads) {
-            let out = tiles::forward(self, qkv, hidden, tables)?;
-            return output(out, (tokens, hidden));
+            return tiles::forward(self, qkv, hidden, tables);
         }
         let longest = self.longest();
         let mut scores = vec![0f32; longest * longest];
         let mut scratch = Vec::new();
-        let mut out = vec![0f32; tokens * hidden];
+        let mut out = vec![0f32; qkv.len() / 3];
         self.for_each_head(qkv, hidden, tables, |head, table| {
             let (len, width) = (head.len, head.width);
             let p = &mut scores[..len * len];
@@ -189,7 +209,54 @@ impl AttentionShape {
                 head.v,
             );
         })?;
-        output(out, (tokens, hidden))
+        Ok(out)
+    }
+
+    /// dV = Pᵀ dO, dQ = s · dS K and dK = s · dSᵀ Q, and what goes through the positions: of
+    /// `gradient`, `[tokens, hidden]`, that of `qkv`, `[tokens, 3 · hidden]`.
+    fn qkv_gradient(
+        &self,
+        qkv: &[f32],
+        gradient: &[f32],
+        hidden: usize,
+        tables: &[&[f32]],
+    ) -> Result<Vec<f32>> {
+        let mut dqkv = vec![0f32; qkv.len()];
+        self.for_each_score_gradient(qkv, hidden, tables, gradient, |found, scratch| {
+            let ScoreGradient {
+                head,
+                table,
+                p,
+                ds,
+                gradient,
+            } = found;
+            let (len, width) = (head.len, head.width);
+            let mut write = |which: usize, into, scale, a: Matrix<'_>, b: Matrix<'_>| {
+                let first = head.start * 3 * hidden + which * hidden + head.head * width;
+                let target = MatrixMut::new(&mut dqkv[first..], len, width, 3 * hidden);
+                multiply(target, into, scale, a, b);
+            };
+            let p = Matrix::new(p, len, len, len);
+            let of_scores = Matrix::new(ds, len, len, len);
+            write(0, Into::Overwrite, self.scale, of_scores, head.k);
+            let transposed = of_scores.transposed();
+            write(1, Into::Overwrite, self.scale, transposed, head.q);
+            write(2, Into::Overwrite, 1.0, p.transposed(), gradient);
+            self.positions.add_content_gradients(
+                &head,
+                table,
+                ds,
+                scratch,
+                |content, by_row: Matrix<'_>, position: Matrix<'_>| {
+                    let which = match content {
+                        Content::Query => 0,
+                        Content::Key => 1,
+                    };
+                    write(which, Into::Accumulate, self.scale, by_row, position);
+                },
+            );
+        })?;
+        Ok(dqkv)
     }
 
     /// For each head of each sequence: computes P again and, for dO, the gradient of the scores,
@@ -334,7 +401,7 @@ fn qkv_gradient(
     qkv.apply_op2_no_bwd(&gradient.contiguous()?, &op)
 }
 
-/// dV = Pᵀ dO, dQ = s · dS K and dK = s · dSᵀ Q, and what goes through the positions.
+/// See [`AttentionShape::qkv_gradient`].
 struct QkvGradient {
     shape: AttentionShape,
     tables: Vec<PositionTable>,
@@ -352,46 +419,11 @@ impl CustomOp2 for QkvGradient {
         gradient: &CpuStorage,
         gradient_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let shape = &self.shape;
-        let (tokens, hidden) = shape.dims(layout)?;
+        let (tokens, hidden) = self.shape.dims(layout)?;
         let qkv = contiguous(qkv, layout)?;
         let gradient = contiguous(gradient, gradient_layout)?;
-        let mut dqkv = vec![0f32; tokens * 3 * hidden];
-        with_tables(&self.tables, shape.sequences(), |tables| {
-            shape.for_each_score_gradient(qkv, hidden, tables, gradient, |found, scratch| {
-                let ScoreGradient {
-                    head,
-                    table,
-                    p,
-                    ds,
-                    gradient,
-                } = found;
-                let (len, width) = (head.len, head.width);
-                let mut write = |which: usize, into, scale, a: Matrix<'_>, b: Matrix<'_>| {
-                    let first = head.start * 3 * hidden + which * hidden + head.head * width;
-                    let target = MatrixMut::new(&mut dqkv[first..], len, width, 3 * hidden);
-                    multiply(target, into, scale, a, b);
-                };
-                let p = Matrix::new(p, len, len, len);
-                let of_scores = Matrix::new(ds, len, len, len);
-                write(0, Into::Overwrite, shape.scale, of_scores, head.k);
-                let transposed = of_scores.transposed();
-                write(1, Into::Overwrite, shape.scale, transposed, head.q);
-                write(2, Into::Overwrite, 1.0, p.transposed(), gradient);
-                shape.positions.add_content_gradients(
-                    &head,
-                    table,
-                    ds,
-                    scratch,
-                    |content, by_row: Matrix<'_>, position: Matrix<'_>| {
-                        let which = match content {
-                            Content::Query => 0,
-                            Content::Key => 1,
-                        };
-                        write(which, Into::Accumulate, shape.scale, by_row, position);
-                    },
-                );
-            })
+        let dqkv = with_tables(&self.tables, self.shape.sequences(), |tables| {
+            self.shape.qkv_gradient(qkv, gradient, hidden, tables)
         })?;
         output(dqkv, (tokens, 3 * hidden))
     }
