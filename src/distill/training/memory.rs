@@ -27,8 +27,7 @@ pub struct MemoryNeed {
 impl MemoryNeed {
     /// The need of training `trainee` on batches of at most `tokens` tokens.
     ///
-    /// A model of the network: a layer keeps the outputs of its linears, attention, norms and
-    /// activation, and behind each LoRA its input under dropout and a copy of the linear's output.
+    /// A model of the network, by what a layer keeps of each token.
     pub fn estimate(
         encoder: &Encoder,
         trainee: &Trainee,
@@ -42,8 +41,8 @@ impl MemoryNeed {
         };
         let threads = learning.threads as u64;
         let layers = encoder.config().num_hidden_layers as u64;
-        let layer =
-            floats_of_layer(encoder.config()) + trainee.floats_of_adapters() / layers.max(1);
+        let layer = floats_of_layer(encoder.config(), trainee.layers_are_one_op())
+            + trainee.floats_of_adapters() / layers.max(1);
         let hidden = encoder.config().hidden_size as u64;
         let kept = match learning.spec.gradient_checkpointing {
             // The inputs of all layers, and one layer whole.
@@ -67,10 +66,15 @@ impl MemoryNeed {
 }
 
 /// Numbers a token that one layer keeps for its backward pass, adapters not counted.
-fn floats_of_layer(config: &EncoderConfig) -> u64 {
+fn floats_of_layer(config: &EncoderConfig, one_op: bool) -> u64 {
     let (hidden, wide) = (config.hidden_size as u64, config.intermediate_size as u64);
-    // Q, K and V; context; the output's linear, sum and norm, twice; both sides of the activation.
-    3 * hidden + hidden + 4 * hidden + 2 * wide
+    match one_op {
+        // The input; Q, K and V; the inputs of both norms and of the activation.
+        true => hidden + 3 * hidden + 2 * hidden + wide,
+        // Q, K and V; context; the output's linear, sum and norm, twice; both sides of the
+        // activation.
+        false => 3 * hidden + hidden + 4 * hidden + 2 * wide,
+    }
 }
 
 /// Where a figure of memory comes from.

@@ -9,7 +9,8 @@ use crate::adapter::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::LoraSpec;
 use crate::encoder::{
-    Encoder, EncoderConfig, EncoderError, HeadNames, LinearSpec, LoraModule, TaskWeights, Weights,
+    Encoder, EncoderConfig, EncoderError, Family, HeadNames, LinearSpec, LoraModule, TaskWeights,
+    Weights,
 };
 use crate::ops::Linear;
 
@@ -171,8 +172,19 @@ impl Trainee {
         matches!(self.base, Base::Full(_))
     }
 
-    /// Numbers a token that all adapters together keep for the backward pass: each site's input
-    /// under dropout, and each update's copy of the whole output of the linear that it is in.
+    /// Whether a layer trains as [one op](crate::ops::trained_layer), which keeps less.
+    pub(super) fn layers_are_one_op(&self) -> bool {
+        match &self.base {
+            Base::Frozen {
+                encoder, config, ..
+            } => !config.use_dora && encoder.config().family != Family::DebertaV2,
+            Base::Full(_) => false,
+        }
+    }
+
+    /// Numbers a token that all adapters together keep for the backward pass: each site's input,
+    /// which is the layer's own for Q, K and V; of single ops the input under dropout, and each
+    /// update's copy of the whole output of the linear that it is in.
     pub(super) fn floats_of_adapters(&self) -> u64 {
         let Base::Frozen {
             encoder,
@@ -182,12 +194,20 @@ impl Trainee {
         else {
             return 0;
         };
-        let copies = if config.use_dora { 2 } else { 1 };
+        let copies = match (self.layers_are_one_op(), config.use_dora) {
+            (true, _) => 0,
+            (false, true) => 2,
+            (false, false) => 1,
+        };
         let specs = encoder.linears().iter();
         let adapted = specs.filter(|spec| linears.contains(&spec.name));
         let floats = adapted.map(|spec| {
             let fused = encoder.fused_width(spec);
-            spec.in_features + copies * fused + config.r
+            let input = match copies == 0 && fused > spec.out_features {
+                true => 0,
+                false => spec.in_features,
+            };
+            input + copies * fused + config.r
         });
         floats.sum::<usize>() as u64
     }
