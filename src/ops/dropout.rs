@@ -1,7 +1,11 @@
 //! Dropout whose mask is a function of its place, not of a generator's state.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::simd::vectorize;
 use super::{contiguous, if_tracked, output};
 
@@ -78,6 +82,11 @@ impl CustomOp1 for Dropout {
             );
         }
         output(y, layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::dropout((x, layout), self)
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
