@@ -5,13 +5,12 @@
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
-use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kdlora::ops::{
-    self, Activation, AttentionShape, EmbedIndices, Linear, LoraUpdate, Norm, PackedLinear,
-    Positions, Precision, RowUpdates,
+    self, Activation, AttentionShape, Borders, EmbedIndices, Linear, LoraUpdate, Norm,
+    PackedLinear, Positions, Precision, RowUpdates,
 };
 
 const HIDDEN: usize = 384;
@@ -75,8 +74,9 @@ fn linears(c: &mut Criterion) {
 }
 
 /// Sequences of 27 tokens, as many as there are rows for.
-fn borders(rows: usize) -> Arc<[usize]> {
-    (0..=rows / ROWS[0]).map(|i| i * ROWS[0]).collect()
+fn borders(rows: usize) -> Borders {
+    let offsets: Vec<usize> = (0..=rows / ROWS[0]).map(|i| i * ROWS[0]).collect();
+    Borders::new(&offsets, None)
 }
 
 fn others(c: &mut Criterion) -> Result<()> {
@@ -106,17 +106,18 @@ fn others(c: &mut Criterion) -> Result<()> {
                     scale: 1.0 / ((HIDDEN / HEADS) as f32).sqrt(),
                     positions: Positions::None,
                 };
-                ops::attention(black_box(&qkv), &[], shape)
+                ops::attention(black_box(&qkv), None, &[], shape)
             });
         });
         let (x, residual) = (random(&[rows, HIDDEN]), random(&[rows, HIDDEN]));
         group.bench_function("add and norm", |b| {
-            b.iter(|| ops::add_norm(black_box(&x), &residual, &norm));
+            b.iter(|| ops::add_norm(black_box(&x), None, &residual, &norm));
         });
         let indices = EmbedIndices {
             word: (0..rows as u32).map(|i| i * 97 % WORDS as u32).collect(),
             position: (0..rows).map(|i| (i % ROWS[0]) as u32).collect(),
             token_type: std::iter::repeat_n(0, rows).collect(),
+            on_device: None,
         };
         group.bench_function("embed", |b| {
             b.iter(|| {

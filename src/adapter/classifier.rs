@@ -11,7 +11,7 @@ use super::bind::{check_labels, snapshot};
 use super::files::{copy_existing, read_json, write_folder, write_json, write_tensors};
 use super::merge::without_classifier;
 use super::{AdapterError, AdapterFolder, Scores, TaskConfig};
-use crate::encoder::{Encoder, EncoderConfig, Family, Segment, TaskWeights, Weights};
+use crate::encoder::{Encoder, EncoderConfig, Family, Placement, Segment, TaskWeights, Weights};
 use crate::text::PackedBatch;
 
 /// Files that make up a tokenizer, whatever its kind.
@@ -64,13 +64,13 @@ impl Classifier {
     }
 
     /// A fully fine-tuned `…ForSequenceClassification` in Hugging Face's layout.
-    pub fn load(dir: &Path, device: &Device) -> Result<Self, AdapterError> {
+    pub fn load(dir: &Path, placement: &Placement) -> Result<Self, AdapterError> {
         let config = EncoderConfig::read(dir)?;
-        let stored = Weights::read(dir, config.family, device)?;
+        let stored = Weights::read(dir, config.family, &Device::Cpu)?;
         if stored.head(config.family).is_empty() {
             return Err(AdapterError::NoHead(dir.to_path_buf()));
         }
-        Self::new(config, &stored, TaskConfig::read(dir)?)
+        Self::new(config, &placement.place(stored)?, TaskConfig::read(dir)?)
     }
 
     /// An encoder and its head, of the weights of both.

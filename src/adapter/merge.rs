@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::bind::short_name;
 use super::folder::Adapted;
@@ -85,11 +85,11 @@ fn fitting(name: &str, tensor: &Tensor, old: Option<&Tensor>) -> Result<Tensor, 
     }
 }
 
-/// W + s·B A; with magnitudes, each row of it scaled to its own.
+/// W + s·B A in f32; with magnitudes, each row of it scaled to its own.
 fn merged_weight(weight: &Tensor, adapted: Adapted<'_>, scale: f64) -> candle_core::Result<Tensor> {
     let device = weight.device();
     let (a, b) = (adapted.a.to_device(device)?, adapted.b.to_device(device)?);
-    let sum = (weight + (b.matmul(&a)? * scale)?)?;
+    let sum = (weight.to_dtype(DType::F32)? + (b.matmul(&a)? * scale)?)?;
     match adapted.magnitude {
         None => Ok(sum),
         Some(magnitude) => {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::CommandError;
-use crate::distill::models::Places;
+use crate::config::{Bytes, Compute, DeviceChoice, Dtype};
+use crate::distill::models::{GpuLimits, Places};
 use crate::hub::{self, HubError};
 
 /// The encoder that carries adapters.
@@ -38,6 +39,29 @@ pub(super) struct PlacesArgs {
     /// Cores to use [default: all].
     #[arg(long, env = "KDLORA_THREADS", value_name = "N")]
     threads: Option<usize>,
+    /// Where models compute: auto, cpu, cuda, cuda:N.
+    #[arg(
+        long,
+        env = "KDLORA_DEVICE",
+        default_value = "auto",
+        value_name = "DEVICE"
+    )]
+    device: DeviceChoice,
+    /// Number format of what is frozen while adapters train on a GPU: bf16, f16 or f32 [default:
+    /// bf16]. Adapters and full fine-tuning are in f32, and so is all on a CPU.
+    #[arg(long, env = "KDLORA_TRAINING_DTYPE", value_name = "FORMAT")]
+    dtype: Option<Dtype>,
+    /// Most memory of a GPU; a training that would need more is refused.
+    #[arg(long, env = "KDLORA_GPU_MEMORY_LIMIT", value_name = "BYTES")]
+    gpu_memory_limit: Option<Bytes>,
+    /// Most of a GPU's time, above 0 and at most 1: a training pauses after each step.
+    #[arg(
+        long,
+        env = "KDLORA_GPU_SHARE",
+        default_value_t = 1.0,
+        value_name = "SHARE"
+    )]
+    gpu_share: f64,
 }
 
 impl PlacesArgs {
@@ -47,7 +71,24 @@ impl PlacesArgs {
             Some(threads) => threads.max(1),
             None => std::thread::available_parallelism()?.get(),
         };
+        let compute = Compute {
+            device: self.device,
+            dtype: self.dtype,
+        };
+        if self.dtype == Some(Dtype::Int8) {
+            return Err(CommandError::from("int8 can't be trained on"));
+        }
+        if !(self.gpu_share > 0.0 && self.gpu_share <= 1.0) {
+            return Err(CommandError::from(
+                "--gpu-share must be above 0 and at most 1",
+            ));
+        }
         Ok(Places {
+            placement: compute.open()?,
+            gpu: GpuLimits {
+                memory: self.gpu_memory_limit.map(|Bytes(bytes)| bytes),
+                share: self.gpu_share,
+            },
             cache: self.student.cache.folder()?,
             student: self.student.student,
             adapters: self.adapters,

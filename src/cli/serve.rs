@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use candle_core::Device;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
@@ -21,18 +20,17 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::CommandError;
-use crate::config::{Dtype, RawServe, ServeConfig};
+use crate::config::{RawServe, ServeConfig};
 use crate::distill::ask::{self, TeacherDesk};
 use crate::distill::runner::{LiveHook, Runner, RunnerConfig};
-use crate::encoder::Encoder;
+use crate::encoder::Placement;
 use crate::http::admin::{self, AdapterCheck, AdminConfig};
 use crate::http::auth::Access;
 use crate::http::health::Readiness;
 use crate::http::{self, AppState, Edge, Limits, server};
 use crate::hub;
-use crate::ops::Precision;
 use crate::serving::{
-    Loader, Options, Publisher, Residents, Serving, SharedCores, Student, TaskTable,
+    Loader, Model, Options, Publisher, Residents, Serving, SharedCores, Student, TaskTable,
 };
 use crate::store::{Store, StoreError};
 use crate::telemetry::{Metrics, chain};
@@ -64,6 +62,10 @@ const INTERRUPTED: i32 = 130;
 
 /// How long a teacher stays in memory after it was asked: the time of someone who tries texts.
 const TEACHER_IDLE: Duration = Duration::from_secs(300);
+
+/// Longer batches win nothing on a core and make others wait; a GPU is not busy with shorter ones.
+const CPU_BATCH_TOKENS: usize = 128;
+const GPU_BATCH_TOKENS: usize = 16_384;
 
 /// Runs the server until SIGTERM or SIGINT; a second signal ends the process at once.
 ///
@@ -187,7 +189,7 @@ impl App {
         metrics: Arc<Metrics>,
     ) -> Result<Self, CommandError> {
         let store = Store::open(&config.state).await?;
-        let student = load_student(&config).await?;
+        let (student, placement) = load_student(&config).await?;
         if let Some(folder) = &config.adapters {
             add_shipped(&store, folder).await?;
         }
@@ -207,13 +209,23 @@ impl App {
         publisher.start().await?;
         let tried_on = student.clone();
         let check_adapter: AdapterCheck = Arc::new(move |folder: &Path| tried_on.check(folder));
-        let admin = start_jobs(&config, &store, publisher, check_adapter, &metrics)?;
+        let device = placement.device_name();
+        let admin = start_jobs(&config, device, &store, publisher, check_adapter, &metrics)?;
 
+        let gpu = placement.is_gpu();
         let options = Options {
-            workers: config.threads,
-            // Tokenising a text takes a few percent of its forward pass.
-            tokenizer_threads: config.threads.div_ceil(4),
-            max_batch_tokens: config.max_batch_tokens,
+            // One prepares a batch while the GPU computes the other's.
+            workers: if gpu { 2 } else { config.threads },
+            // Tokenising a text takes a few percent of its forward pass on a core; a GPU waits for
+            // tokens.
+            tokenizer_threads: match gpu {
+                true => config.threads,
+                false => config.threads.div_ceil(4),
+            },
+            max_batch_tokens: config.max_batch_tokens.unwrap_or(match gpu {
+                true => GPU_BATCH_TOKENS,
+                false => CPU_BATCH_TOKENS,
+            }),
             max_queue: config.max_queue,
             max_wait: config.max_queue_wait,
             max_length: student.encoder.config().max_sequence_length(),
@@ -223,9 +235,11 @@ impl App {
             let warm = student.clone();
             spawn_blocking(move || warm.warm_up(&task, options.max_batch_tokens)).await??;
         }
-        let precision = student.encoder.precision().unwrap_or(Precision::F32);
         let Student { encoder, tokenizer } = student;
-        let model = Arc::new(SharedCores::new(encoder, config.threads)?);
+        let model: Arc<dyn Model> = match gpu {
+            true => encoder,
+            false => Arc::new(SharedCores::new(encoder, config.threads)?),
+        };
         let serving = Serving::start(
             model,
             Arc::new(tokenizer),
@@ -242,7 +256,7 @@ impl App {
             request_timeout: config.request_timeout,
             default_task: config.default_task.as_deref().map(Into::into),
             engine: options,
-            precision,
+            dtype: placement.dtype_name(),
         };
         Ok(Self {
             state,
@@ -261,6 +275,7 @@ impl App {
 /// Starts the runner of distillation jobs, and what the admin routes need with it.
 fn start_jobs(
     config: &ServeConfig,
+    device: String,
     store: &Store,
     publisher: Publisher,
     check_adapter: AdapterCheck,
@@ -278,7 +293,16 @@ fn start_jobs(
             "KDLORA_THREADS".into(),
             config.job_threads.to_string().into(),
         ),
+        ("KDLORA_DEVICE".into(), device.into()),
+        (
+            "KDLORA_GPU_SHARE".into(),
+            config.job_gpu.share.to_string().into(),
+        ),
     ];
+    if let Some(bytes) = config.job_gpu.memory {
+        let variable = "KDLORA_GPU_MEMORY_LIMIT".into();
+        environment.push((variable, bytes.to_string().into()));
+    }
     if let Some(adapters) = &config.adapters {
         environment.push(("KDLORA_ADAPTERS".into(), adapters.into()));
     }
@@ -326,19 +350,18 @@ fn cache_folder(config: &ServeConfig) -> Result<PathBuf, CommandError> {
 }
 
 /// The student's folder, fetched if it is missing, and what is in it.
-async fn load_student(config: &ServeConfig) -> Result<Student, CommandError> {
+async fn load_student(config: &ServeConfig) -> Result<(Student, Placement), CommandError> {
     let cache = cache_folder(config)?;
-    let name = config.student.clone();
-    let precision = match config.dtype {
-        Dtype::Int8 => Precision::Int8,
-        _ => Precision::F32,
-    };
+    let (name, compute) = (config.student.clone(), config.compute);
     spawn_blocking(move || {
         let folder = hub::pull(&name, &cache, true)?;
-        let encoder = Encoder::load(&folder, &Device::Cpu)?.pack(precision)?;
+        let placement = compute.open()?;
+        let encoder = placement.load_for_inference(&folder)?;
         tracing::info!(
             student = name,
             parameters = encoder.parameters(),
+            device = placement.device_name(),
+            dtype = placement.dtype_name(),
             "student loaded"
         );
         let tokenizer = Tokenizer::load(&folder)?;
@@ -349,10 +372,11 @@ async fn load_student(config: &ServeConfig) -> Result<Student, CommandError> {
                  they don't belong together"
             )));
         }
-        Ok(Student {
+        let student = Student {
             encoder: Arc::new(encoder),
             tokenizer,
-        })
+        };
+        Ok((student, placement))
     })
     .await?
 }

@@ -4,12 +4,14 @@
 //! one winning. [`ServeConfig`] is what the program uses; the step between the two fills defaults
 //! in and refuses what can't work.
 
+mod compute;
 mod edge;
 mod raw;
 mod serve;
 mod units;
 
+pub use compute::{Compute, ComputeError};
 pub use edge::EdgeConfig;
 pub use raw::RawServe;
-pub use serve::{ConfigError, ServeConfig, default_state};
+pub use serve::{ConfigError, JobGpu, ServeConfig, default_state};
 pub use units::{Bytes, DeviceChoice, Dtype, Seconds};

@@ -48,7 +48,8 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_DEVICE", value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
 
-    /// Number format of the encoder: f32, bf16, f16, int8 [default: f32].
+    /// Number format of the encoder: f32 or int8 on a CPU, bf16, f16 or f32 on a GPU [default: f32
+    /// on a CPU, bf16 on a GPU].
     #[arg(long, env = "KDLORA_DTYPE", value_name = "FORMAT")]
     pub dtype: Option<Dtype>,
 
@@ -57,7 +58,7 @@ pub struct RawServe {
     pub threads: Option<usize>,
 
     /// Most tokens in one batch; longer batches win nothing on a CPU and make others wait
-    /// [default: 128].
+    /// [default: 128, on a GPU 16384].
     #[arg(long, env = "KDLORA_MAX_BATCH_TOKENS", value_name = "N")]
     pub max_batch_tokens: Option<usize>,
 
@@ -156,6 +157,16 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_JOB_MEMORY", value_name = "BYTES")]
     pub job_memory: Option<Bytes>,
 
+    /// Most memory of the GPU for a distillation job that computes on it; one that would need more
+    /// is refused [default: no limit].
+    #[arg(long, env = "KDLORA_JOB_GPU_MEMORY", value_name = "BYTES")]
+    pub job_gpu_memory: Option<Bytes>,
+
+    /// Most of the GPU's time for a distillation job that computes on it, above 0 and at most 1; the
+    /// rest is free for what is served [default: 0.5].
+    #[arg(long, env = "KDLORA_JOB_GPU_SHARE", value_name = "SHARE")]
+    pub job_gpu_share: Option<f64>,
+
     /// Task of the routes whose path names none: /, /predict and /info [default: the only task, if
     /// there is one only].
     #[arg(long, env = "KDLORA_DEFAULT_TASK", value_name = "TASK")]
@@ -230,6 +241,8 @@ impl RawServe {
             job_threads: self.job_threads.or(other.job_threads),
             job_time_limit: self.job_time_limit.or(other.job_time_limit),
             job_memory: self.job_memory.or(other.job_memory),
+            job_gpu_memory: self.job_gpu_memory.or(other.job_gpu_memory),
+            job_gpu_share: self.job_gpu_share.or(other.job_gpu_share),
             default_task: self.default_task.or(other.default_task),
             admin_token_file: self.admin_token_file.or(other.admin_token_file),
             api_token_file: self.api_token_file.or(other.api_token_file),

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::edge::EdgeConfig;
 use super::raw::RawServe;
-use super::units::{DeviceChoice, Dtype};
+use super::units::DeviceChoice;
+use super::{Compute, ComputeError};
 use crate::distill::runner::JobLimits;
 use crate::http::auth::TokensError;
 use crate::serving::{TaskSet, Wishes};
@@ -27,10 +28,11 @@ pub struct ServeConfig {
     pub student: String,
     /// Canonical, so that a path below it can be told from one that leads out.
     pub data_root: Option<PathBuf>,
-    pub dtype: Dtype,
+    pub compute: Compute,
     /// Threads that compute.
     pub threads: usize,
-    pub max_batch_tokens: usize,
+    /// `None`: what suits the device.
+    pub max_batch_tokens: Option<usize>,
     /// Sequences in the server at a time.
     pub max_queue: usize,
     /// Longest wait that the work in the server may mean for a request that comes.
@@ -49,11 +51,21 @@ pub struct ServeConfig {
     /// Threads of a distillation job.
     pub job_threads: usize,
     pub job_limits: JobLimits,
+    pub job_gpu: JobGpu,
     /// Most bytes of a teacher's weights; 0 for no teacher.
     pub teacher_memory: u64,
     /// Task of the routes whose path names none.
     pub default_task: Option<String>,
     pub edge: EdgeConfig,
+}
+
+/// What a distillation job may take of a GPU that serves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct JobGpu {
+    /// Most bytes of the GPU's memory.
+    pub memory: Option<u64>,
+    /// Most of the GPU's time.
+    pub share: f64,
 }
 
 /// A setting that can't be used.
@@ -72,6 +84,8 @@ pub enum ConfigError {
         #[source]
         source: Box<toml::de::Error>,
     },
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
     #[error(transparent)]
     Tokens(#[from] TokensError),
     #[error("{0}")]
@@ -92,8 +106,11 @@ impl ServeConfig {
     }
 
     fn check(raw: RawServe) -> Result<Self, ConfigError> {
-        let dtype = raw.dtype.unwrap_or(Dtype::F32);
-        check_built_in(raw.device.unwrap_or(DeviceChoice::Auto), dtype)?;
+        let compute = Compute {
+            device: raw.device.unwrap_or(DeviceChoice::Auto),
+            dtype: raw.dtype,
+        };
+        compute.check()?;
         let edge = EdgeConfig::check(&raw)?;
         let threads = positive("threads", raw.threads.unwrap_or_else(cores))?;
         let max_queue = positive("max-queue", raw.max_queue.unwrap_or(2048))?;
@@ -128,9 +145,12 @@ impl ServeConfig {
                 .data_root
                 .map(|path| existing_folder("data-root", path))
                 .transpose()?,
-            dtype,
+            compute,
             threads,
-            max_batch_tokens: positive("max-batch-tokens", raw.max_batch_tokens.unwrap_or(128))?,
+            max_batch_tokens: match raw.max_batch_tokens {
+                Some(tokens) => Some(positive("max-batch-tokens", tokens)?),
+                None => None,
+            },
             max_queue,
             max_queue_wait: raw
                 .max_queue_wait
@@ -159,6 +179,10 @@ impl ServeConfig {
                 time: raw.job_time_limit.map(|time| time.0),
                 memory: raw.job_memory.map(|bytes| bytes.0),
             },
+            job_gpu: JobGpu {
+                memory: raw.job_gpu_memory.map(|bytes| bytes.0),
+                share: share("job-gpu-share", raw.job_gpu_share.unwrap_or(0.5))?,
+            },
             teacher_memory: raw.teacher_memory.map_or(1 << 30, |bytes| bytes.0),
             default_task: raw.default_task,
             edge,
@@ -178,20 +202,6 @@ fn read_file(path: &Path) -> Result<RawServe, ConfigError> {
     })
 }
 
-fn check_built_in(device: DeviceChoice, dtype: Dtype) -> Result<(), ConfigError> {
-    if let DeviceChoice::Cuda(_) = device {
-        return Err(ConfigError::Invalid(
-            "this build of kdlora has no CUDA; use --device cpu or auto".to_owned(),
-        ));
-    }
-    if !matches!(dtype, Dtype::F32 | Dtype::Int8) {
-        return Err(ConfigError::Invalid(format!(
-            "this build of kdlora computes in f32 or int8; --dtype {dtype} is not built in"
-        )));
-    }
-    Ok(())
-}
-
 fn task_set(names: Option<Vec<String>>) -> TaskSet {
     match names {
         None => TaskSet::None,
@@ -209,6 +219,15 @@ fn positive(flag: &str, number: usize) -> Result<usize, ConfigError> {
         return Err(ConfigError::Invalid(format!("--{flag} must be at least 1")));
     }
     Ok(number)
+}
+
+fn share(flag: &str, share: f64) -> Result<f64, ConfigError> {
+    match share > 0.0 && share <= 1.0 {
+        true => Ok(share),
+        false => Err(ConfigError::Invalid(format!(
+            "--{flag} must be above 0 and at most 1"
+        ))),
+    }
 }
 
 fn bytes(given: Option<super::Bytes>, default: u64) -> usize {
@@ -327,9 +346,8 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_built_in() {
-        assert!(refusal(&["--device", "cuda"]).contains("no CUDA"));
-        assert!(refusal(&["--dtype", "bf16"]).contains("f32 or int8"));
+    fn refuses_what_no_device_does() {
+        assert!(refusal(&["--device", "cpu", "--dtype", "bf16"]).contains("f32 or int8"));
     }
 
     #[test]

@@ -14,9 +14,12 @@ use tokio::sync::oneshot;
 
 use super::PassError;
 use super::courtesy;
-use super::models::{ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, Teacher, TeacherSource};
+use super::models::{
+    ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, GpuLimits, Places, Teacher, TeacherSource,
+};
 use super::spec::TeacherSpec;
 use crate::adapter::{Classifier, TaskConfig};
+use crate::encoder::Placement;
 use crate::encoder::{EncoderError, StoredTensors};
 use crate::hub::{self, HubError};
 use crate::text::{Input, PackedBatch, Truncation};
@@ -212,6 +215,8 @@ impl Clerk {
             cache: self.settings.cache.clone(),
             adapters: PathBuf::new(),
             teacher_cache: None,
+            placement: Placement::default(),
+            gpu: GpuLimits::default(),
             threads: 1,
             memory_limit: None,
             checkpoints: None,

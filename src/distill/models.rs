@@ -3,15 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use super::PassError;
 use super::dataset::{Dataset, KnownTask, Row};
 use super::report::ModelSize;
 use super::spec::{TeacherSpec, TrainingSpec};
 use super::training::Checkpoints;
 use crate::adapter::{AdapterFolder, Classifier, TaskConfig};
-use crate::encoder::{Encoder, TaskWeights};
+use crate::encoder::{Encoder, Placement, TaskWeights};
 use crate::hub;
 use crate::text::{Sequence, Tokenizer, Truncation};
 
@@ -31,12 +29,34 @@ pub struct Places {
     pub adapters: PathBuf,
     /// Folder in which teachers' answers are kept between passes, if they are.
     pub teacher_cache: Option<PathBuf>,
+    /// Where models compute.
+    pub placement: Placement,
+    /// What a training may take of a GPU.
+    pub gpu: GpuLimits,
     /// Cores for training and prediction.
     pub threads: usize,
     /// Bytes that the process may take: a training that needs more is refused.
     pub memory_limit: Option<u64>,
     /// Where a pass keeps its trainings while it runs, if it does.
     pub checkpoints: Option<Checkpoints>,
+}
+
+/// What a training may take of a GPU that others use too.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuLimits {
+    /// Bytes of its memory; a training that needs more is refused or ended.
+    pub memory: Option<u64>,
+    /// Of its time, above 0 and at most 1.
+    pub share: f64,
+}
+
+impl Default for GpuLimits {
+    fn default() -> Self {
+        Self {
+            memory: None,
+            share: 1.0,
+        }
+    }
 }
 
 /// An encoder with its tokenizer.
@@ -53,7 +73,7 @@ impl Base {
         let dir = hub::pull(name, &places.cache, false)?;
         Ok(Self {
             name: name.to_owned(),
-            encoder: Arc::new(Encoder::load(&dir, &Device::Cpu)?),
+            encoder: Arc::new(places.placement.load(&dir)?),
             tokenizer: Tokenizer::load(&dir)?,
             dir,
         })
@@ -159,7 +179,7 @@ impl Teacher {
             let source = TeacherSource::Untrained;
             return Ok(Self { base, source });
         }
-        let classifier = Classifier::load(&base.dir, &Device::Cpu)?;
+        let classifier = Classifier::load(&base.dir, &places.placement)?;
         base.encoder = classifier.encoder.clone();
         let source = TeacherSource::Trained {
             classifier,

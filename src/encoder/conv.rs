@@ -1,11 +1,9 @@
 //! The convolution beside the first layer of DeBERTa v2's larger models.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 
 use super::{EncoderConfig, EncoderError, Weights};
-use crate::ops::{self, Activation, Linear, Norm};
+use crate::ops::{self, Activation, Borders, Linear, Norm};
 
 /// `conv_kernel_size`, `conv_groups` and `conv_act` of `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,16 +53,16 @@ impl Conv {
     pub(super) fn forward(
         &self,
         embedded: &Tensor,
-        offsets: &Arc<[usize]>,
+        borders: &Borders,
         output: &Tensor,
         rows: Option<&Tensor>,
     ) -> Result<Tensor, EncoderError> {
-        let mut windows = ops::unfold(embedded, offsets, self.config.kernel_size)?;
+        let mut windows = ops::unfold(embedded, borders, self.config.kernel_size)?;
         if let Some(rows) = rows {
             windows = windows.index_select(rows, 0)?;
         }
         let convolved = ops::linear(&windows, &self.linear, self.config.activation)?;
-        Ok(ops::add_norm(&convolved, output, &self.norm)?)
+        Ok(ops::add_norm(&convolved, None, output, &self.norm)?)
     }
 }
 

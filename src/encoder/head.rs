@@ -110,6 +110,17 @@ impl Head {
         self.dense.iter().chain([&self.projection])
     }
 
+    /// Its linears, the first of them the encoder's where it has none.
+    pub(super) fn both<'a>(
+        &'a self,
+        encoder_dense: Option<&'a Linear>,
+    ) -> Result<(&'a Linear, &'a Linear), EncoderError> {
+        let name = HeadNames::of(self.family).dense;
+        let dense = self.dense.as_ref().or(encoder_dense);
+        let dense = dense.ok_or(EncoderError::MissingHeadDense { name })?;
+        Ok((dense, &self.projection))
+    }
+
     /// Logits `[sequences, labels]` of first-token states `[sequences, hidden]`.
     pub(super) fn forward(
         &self,
@@ -123,11 +134,12 @@ impl Head {
             None => Ok(x.clone()),
         };
         let names = HeadNames::of(self.family);
-        let dense = self.dense.as_ref().or(encoder_dense);
-        let dense = dense.ok_or(EncoderError::MissingHeadDense { name: names.dense })?;
+        let (dense, projection) = self.both(encoder_dense)?;
+        // A head that trains is in f32, whatever the encoder is in.
+        let first = first.to_dtype(dense.weight.dtype())?;
         let first = match names.drops_input {
-            true => drop(first, BEFORE_DENSE)?,
-            false => first.clone(),
+            true => drop(&first, BEFORE_DENSE)?,
+            false => first,
         };
         let x = adapted.linear(
             &first,
@@ -135,8 +147,8 @@ impl Head {
             Site::HeadDense,
             names.activation,
         )?;
-        let x = drop(&x, BEFORE_PROJECTION)?;
-        Ok(ops::linear(&x, &self.projection, Activation::None)?)
+        let x = drop(&x.to_dtype(projection.weight.dtype())?, BEFORE_PROJECTION)?;
+        Ok(ops::linear(&x, projection, Activation::None)?)
     }
 }
 

@@ -181,9 +181,9 @@ impl Layer {
         adapted: &Adapted<'_>,
     ) -> Result<Tensor, EncoderError> {
         let site = Site::Layer(self.index, Slot::Qkv);
-        let qkv = adapted.linear(x, &self.qkv, site, Activation::None)?;
+        let (qkv, bias) = adapted.linear_before_bias(x, &self.qkv, site)?;
         let tables = positions.tables(self.positions.as_ref(), segments, adapted)?;
-        Ok(ops::attention(&qkv, &tables, shape.clone())?)
+        Ok(ops::attention(&qkv, bias, &tables, shape.clone())?)
     }
 
     /// The rest of the layer, which works on each row by itself: `context` and the layer's input
@@ -194,19 +194,14 @@ impl Layer {
         x: &Tensor,
         adapted: &Adapted<'_>,
     ) -> Result<Tensor, EncoderError> {
-        let linear = |x: &Tensor, linear: &Dense, slot, activation| {
-            adapted.linear(x, linear, Site::Layer(self.index, slot), activation)
-        };
-        let attended = linear(
-            context,
-            &self.attention_output,
-            Slot::AttentionOutput,
-            Activation::None,
-        )?;
-        let x = ops::add_norm(&attended, x, &self.attention_norm)?;
-        let wide = linear(&x, &self.up, Slot::Up, Activation::Gelu)?;
-        let narrow = linear(&wide, &self.down, Slot::Down, Activation::None)?;
-        Ok(ops::add_norm(&narrow, &x, &self.output_norm)?)
+        let site = |slot| Site::Layer(self.index, slot);
+        let output = &self.attention_output;
+        let output = adapted.linear_before_bias(context, output, site(Slot::AttentionOutput));
+        let (attended, bias) = output?;
+        let x = ops::add_norm(&attended, bias, x, &self.attention_norm)?;
+        let wide = adapted.linear(&x, &self.up, site(Slot::Up), Activation::Gelu)?;
+        let (narrow, bias) = adapted.linear_before_bias(&wide, &self.down, site(Slot::Down))?;
+        Ok(ops::add_norm(&narrow, bias, &x, &self.output_norm)?)
     }
 }
 
@@ -267,6 +262,31 @@ impl<'a> Adapted<'a> {
             first_row,
             ..dropout
         })
+    }
+
+    /// A linear with the updates of its site, and the bias that is still to be added: on a GPU what
+    /// reads the result does that in passing.
+    pub(super) fn linear_before_bias<'b>(
+        &self,
+        x: &Tensor,
+        linear: &'b Dense,
+        site: Site,
+    ) -> Result<(Tensor, Option<&'b Tensor>), EncoderError> {
+        let of_site = || self.rows.iter().filter_map(|(_, w)| w.updates(site));
+        let mut updates = of_site().flat_map(|updates| updates.iter());
+        // A map of the columns goes by the sum with the bias.
+        let at_once = updates.any(|update| update.trains() || update.map.is_some());
+        match linear {
+            Dense::Plain(plain) if x.device().is_cuda() && !x.track_op() && !at_once => {
+                let without = Dense::Plain(Linear {
+                    weight: plain.weight.clone(),
+                    bias: None,
+                });
+                let y = self.linear(x, &without, site, Activation::None)?;
+                Ok((y, plain.bias.as_ref()))
+            }
+            _ => Ok((self.linear(x, linear, site, Activation::None)?, None)),
+        }
     }
 
     /// A linear with the updates of its site.

@@ -14,6 +14,7 @@ mod head;
 mod layer;
 mod names;
 mod packed;
+mod placement;
 mod relative;
 mod stored;
 mod task;
@@ -25,6 +26,7 @@ pub use conv::ConvConfig;
 pub use error::EncoderError;
 pub use family::Family;
 pub use head::HeadNames;
+pub use placement::Placement;
 pub use relative::{DisentangledConfig, RelativeAttention};
 pub use stored::StoredTensors;
 pub use task::{LoraModule, TaskWeights, dora_gain};
@@ -35,8 +37,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
+use crate::ops::device::Download;
 use crate::ops::{self, Dropout, Norm};
 use crate::text::PackedBatch;
 use conv::Conv;
@@ -129,9 +132,17 @@ impl ShareDropout {
 impl Encoder {
     /// Reads a folder in Hugging Face's layout: `config.json` and `model.safetensors`.
     pub fn load(dir: &Path, device: &Device) -> Result<Self, EncoderError> {
+        let placement = match device.is_cpu() {
+            true => Placement::default(),
+            false => Placement::gpu(device.clone(), DType::F32),
+        };
+        Self::load_on(dir, &placement)
+    }
+
+    fn load_on(dir: &Path, placement: &Placement) -> Result<Self, EncoderError> {
         let config = EncoderConfig::read(dir)?;
-        let weights = Weights::read(dir, config.family, device)?;
-        let mut encoder = Self::new(config, &weights)?;
+        let weights = Weights::read(dir, config.family, &Device::Cpu)?;
+        let mut encoder = Self::new(config, &placement.place(weights)?)?;
         encoder.folder = Some(dir.to_path_buf());
         Ok(encoder)
     }
@@ -273,6 +284,16 @@ impl Encoder {
         self.word.device()
     }
 
+    /// The type of its matrices and activations.
+    pub fn dtype(&self) -> DType {
+        self.word.dtype()
+    }
+
+    /// A weight where the encoder's are, in their type.
+    pub fn place(&self, tensor: &Tensor) -> candle_core::Result<Tensor> {
+        weights::place(tensor, self.device(), self.dtype())
+    }
+
     /// The head's first linear that came with the encoder: BERT's pooler, and what a fine-tuned
     /// DistilBERT has.
     pub fn head_dense(&self) -> Option<&ops::Linear> {
@@ -302,11 +323,30 @@ impl Encoder {
         batch: &PackedBatch,
         segments: &[Segment<'_>],
     ) -> Result<Vec<Vec<f32>>, EncoderError> {
-        let mut rows = Vec::with_capacity(batch.sequences());
-        for logits in self.forward(batch, segments, None)? {
-            rows.extend(logits.to_vec2::<f32>()?);
+        self.launch(batch, segments)?.wait()
+    }
+
+    /// The same, on a GPU without waiting for it: the caller may prepare another batch meanwhile.
+    pub fn launch(
+        &self,
+        batch: &PackedBatch,
+        segments: &[Segment<'_>],
+    ) -> Result<Logits, EncoderError> {
+        self.check(batch, segments)?;
+        if segments.is_empty() {
+            return Ok(Logits::default());
         }
-        Ok(rows)
+        let _launching = ops::device::exclusive(self.device());
+        let walk = Walk::new(self, batch, segments, None)?;
+        let (first, _) = walk.states(&[])?;
+        let widths = segments.iter().flat_map(|segment| {
+            let labels = segment.weights.num_labels();
+            std::iter::repeat_n(labels, segment.sequences.len())
+        });
+        Ok(Logits {
+            widths: widths.collect(),
+            values: Some(Download::begin(&walk.all_logits(&first)?)?),
+        })
     }
 
     /// Logits `[sequences, labels]` of each segment. Segments cover the batch's sequences in
@@ -336,24 +376,8 @@ impl Encoder {
     ) -> Result<(Vec<Tensor>, BTreeMap<usize, Tensor>), EncoderError> {
         self.check(batch, segments)?;
         let walk = Walk::new(self, batch, segments, dropout)?;
-        let mut states = BTreeMap::new();
-        let mut x = walk.embed()?;
-        let count = self.layers.len();
-        if wanted.contains(&0) {
-            states.insert(0, x.clone());
-        }
-        for index in 0..count {
-            // Where all of the last layer's rows are wanted, the heads choose theirs of them.
-            let whole = index + 1 == count && wanted.contains(&count);
-            x = walk.layer(index, &x, !whole)?;
-            if wanted.contains(&(index + 1)) {
-                states.insert(index + 1, x.clone());
-            }
-            if whole {
-                x = x.index_select(&walk.firsts, 0)?;
-            }
-        }
-        Ok((walk.heads(&x)?, states))
+        let (first, states) = walk.states(wanted)?;
+        Ok((walk.heads(&first)?, states))
     }
 
     /// Loss and gradients of a training batch with one segment, layer by layer: of each layer only
@@ -367,7 +391,7 @@ impl Encoder {
         segment: Segment<'_>,
         dropout: Option<ShareDropout>,
         loss: impl FnOnce(&Tensor) -> candle_core::Result<Tensor>,
-    ) -> Result<(f32, Vec<GradStore>), EncoderError> {
+    ) -> Result<(Download, Vec<GradStore>), EncoderError> {
         let segments = [segment];
         self.check(batch, &segments)?;
         let walk = Walk::new(self, batch, &segments, dropout)?;
@@ -381,11 +405,12 @@ impl Encoder {
         let top = Var::from_tensor(&x)?;
         let logits = walk.heads(top.as_tensor())?;
         let loss = loss(&logits[0])?;
+        let value = Download::begin(&loss)?;
         let mut stores = vec![loss.backward()?];
         let mut gradient = taken(&mut stores, &top);
         for (index, input) in inputs.into_iter().enumerate().rev() {
             let Some(dy) = gradient else {
-                return Ok((loss.to_scalar()?, stores));
+                return Ok((value, stores));
             };
             let x = Var::from_tensor(&input)?;
             let y = walk.layer(index, x.as_tensor(), true)?;
@@ -395,7 +420,7 @@ impl Encoder {
         if let (true, Some(dy)) = (embedded.track_op(), gradient) {
             stores.push((embedded * dy)?.sum_all()?.backward()?);
         }
-        Ok((loss.to_scalar()?, stores))
+        Ok((value, stores))
     }
 
     fn check(&self, batch: &PackedBatch, segments: &[Segment<'_>]) -> Result<(), EncoderError> {
@@ -417,6 +442,31 @@ impl Encoder {
             }
         }
         Ok(())
+    }
+}
+
+/// Logits that are on their way from the device that computes them.
+#[derive(Default)]
+pub struct Logits {
+    /// Labels of each sequence's task.
+    widths: Vec<usize>,
+    values: Option<Download>,
+}
+
+impl Logits {
+    /// Waits for them: a row a sequence, in the batch's order.
+    pub fn wait(self) -> Result<Vec<Vec<f32>>, EncoderError> {
+        let Some(values) = self.values else {
+            return Ok(Vec::new());
+        };
+        let values = values.wait()?;
+        let mut rest = values.as_slice();
+        let rows = self.widths.iter().map(|labels| {
+            let (row, behind) = rest.split_at(*labels);
+            rest = behind;
+            row.to_vec()
+        });
+        Ok(rows.collect())
     }
 }
 

@@ -108,10 +108,10 @@ impl Encoder {
     /// A weight of another shape, or a folder that can't be read.
     pub fn with_weights(&self, changed: &BTreeMap<String, Tensor>) -> Result<Self, EncoderError> {
         let changes = || changed.iter().map(|(n, t)| (n.clone(), t.clone()));
-        let Some(packing) = &self.packing else {
-            return Self::new(self.config.clone(), &self.weights.with(changes()));
-        };
-        let all = self.all_weights()?.with(changes());
+        let changed_here = changes()
+            .map(|(name, tensor)| Ok((name, self.place(&tensor)?)))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        let all = self.all_weights()?.with(changed_here);
         let mut other = Self::new(self.config.clone(), &all)?;
         drop(all);
         other.folder.clone_from(&self.folder);
@@ -130,7 +130,22 @@ impl Encoder {
         if !touched.contains(&Site::Embeddings) {
             other.projection.clone_from(&self.projection);
         }
-        other.pack(packing.precision)
+        match &self.packing {
+            Some(packing) => other.pack(packing.precision),
+            None => {
+                // What the shared linears are made of, in the place of views of copies.
+                let shared = self.linears.iter().filter(|s| !touched.contains(&s.site));
+                let shared = shared.flat_map(|spec| {
+                    ["weight", "bias"].map(|part| format!("{}.{part}", spec.name))
+                });
+                let shared = shared.filter_map(|name| {
+                    let tensor = self.weights.find(&name)?.clone();
+                    Some((name, tensor))
+                });
+                other.weights = other.weights.with(shared);
+                Ok(other)
+            }
+        }
     }
 
     /// Bytes of weights that are not shared with `other`.
@@ -145,7 +160,7 @@ impl Encoder {
         let own = packed(self).into_iter();
         let own = own.filter(|linear| !theirs.iter().any(|other| Arc::ptr_eq(linear, other)));
         let bytes: usize = own.map(|linear| linear.bytes()).sum();
-        bytes + size_of::<f32>() * self.weights.beside(&other.weights)
+        bytes + self.weights.bytes_beside(&other.weights)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Relative positions: MPNet's bias, and DeBERTa's queries and keys of positions.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::layer::{Adapted, Slot, fuse, with_updates};
 use super::names::Names;
+use super::weights::RELATIVE_BIAS;
 use super::{EncoderConfig, EncoderError, Segment, Site, Weights};
 use crate::ops::{
     self, Activation, Disentangled, Linear, LoraUpdate, PositionTable, Positions, RelativeRows,
@@ -97,13 +98,14 @@ impl Relative {
         let limit = config.max_sequence_length();
         match config.relative {
             RelativeAttention::None => Ok(Self::None),
-            RelativeAttention::Bias(buckets) => Ok(Self::Bias {
-                table: weights.get(
-                    "encoder.relative_attention_bias.weight",
-                    &[buckets, config.num_attention_heads],
-                )?,
-                rows: mpnet_rows(buckets, limit),
-            }),
+            RelativeAttention::Bias(buckets) => {
+                let heads = config.num_attention_heads;
+                let table = weights.get(RELATIVE_BIAS, &[buckets, heads])?;
+                Ok(Self::Bias {
+                    rows: on_device(mpnet_rows(buckets, limit), table.device())?,
+                    table,
+                })
+            }
             RelativeAttention::Disentangled(relative) => {
                 let hidden = config.hidden_size;
                 let shape = [2 * relative.span(), hidden];
@@ -113,8 +115,8 @@ impl Relative {
                     embeddings = ops::norm(&embeddings, &norm)?;
                 }
                 Ok(Self::Disentangled {
+                    rows: on_device(relative.rows(limit), embeddings.device())?,
                     embeddings,
-                    rows: relative.rows(limit),
                     config: relative,
                 })
             }
@@ -285,7 +287,17 @@ fn relative_rows(limit: usize, row: impl Fn(i64) -> u32) -> RelativeRows {
     RelativeRows {
         row_of: (-reach..=reach).map(row).collect::<Vec<_>>().into(),
         limit,
+        on_device: None,
     }
+}
+
+/// With the rows beside the batches too, where these are not in host memory.
+fn on_device(rows: RelativeRows, device: &Device) -> candle_core::Result<RelativeRows> {
+    let on_device = match device.is_cpu() {
+        true => None,
+        false => Some(Tensor::from_slice(&rows.row_of, rows.row_of.len(), device)?),
+    };
+    Ok(RelativeRows { on_device, ..rows })
 }
 
 /// MPNet's buckets (T5's, bidirectional, up to distance 128): half for each direction; of these

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::head::Head;
 use super::layer::Adapted;
@@ -43,13 +43,15 @@ impl LoraModule {
         if let Some(bias) = &self.bias {
             check("bias", bias, &[out])?;
         }
+        let dtype = encoder.dtype();
+        let a = self.a.to_dtype(dtype)?;
         if self.magnitude.is_none() && self.bias.is_none() {
-            return Ok(spec.lora_update(self.a, self.b, self.scale, None));
+            return Ok(spec.lora_update(a, self.b.to_dtype(dtype)?, self.scale, None));
         }
         let base = encoder.linear(spec)?;
         let gain = match &self.magnitude {
             Some(magnitude) => dora_gain(&base.weight, &self.a, &self.b, self.scale, magnitude)?,
-            None => Tensor::ones(out, base.weight.dtype(), base.weight.device())?,
+            None => Tensor::ones(out, DType::F32, base.weight.device())?,
         };
         // (y − b) ∘ gain + b', with y the output of the encoder's linear and b its bias.
         let shift = match (&self.bias, &base.bias) {
@@ -59,12 +61,13 @@ impl LoraModule {
         };
         let b = self.b.broadcast_mul(&gain.unsqueeze(1)?)?;
         let map = ColumnMap { gain, shift };
-        Ok(spec.lora_update(self.a, b, self.scale, Some(map)))
+        Ok(spec.lora_update(a, b.to_dtype(dtype)?, self.scale, Some(map)))
     }
 }
 
 /// What DoRA multiplies each output of W + s·B A by, `[out]`: magnitude / ‖W + s·B A‖, the norm of
-/// each row, which training takes for a constant (section 4.3 of the paper).
+/// each row, which training takes for a constant (section 4.3 of the paper). In f32, whatever the
+/// weight is in.
 pub fn dora_gain(
     weight: &Tensor,
     a: &Tensor,
@@ -72,6 +75,7 @@ pub fn dora_gain(
     scale: f64,
     magnitude: &Tensor,
 ) -> candle_core::Result<Tensor> {
+    let weight = weight.to_dtype(DType::F32)?;
     let adapted = (weight + (b.detach().matmul(&a.detach())? * scale)?)?;
     magnitude.div(&adapted.sqr()?.sum(1)?.sqrt()?)
 }
@@ -112,6 +116,15 @@ impl TaskWeights {
         }
         let config = encoder.config();
         let has_dense = encoder.head_dense.is_some();
+        // What trains stays as it is, in f32.
+        let head = head.into_iter().map(|(name, tensor)| {
+            let tensor = match tensor.track_op() {
+                true => tensor,
+                false => encoder.place(&tensor)?,
+            };
+            Ok((name, tensor))
+        });
+        let head = head.collect::<candle_core::Result<_>>()?;
         let head = Head::new(config.family, config.hidden_size, has_dense, head)?;
         Ok(Self {
             updates: updates
@@ -144,6 +157,17 @@ impl TaskWeights {
 
     pub(super) fn updates(&self, site: Site) -> Option<&Arc<[LoraUpdate]>> {
         self.updates.get(&site)
+    }
+
+    /// The head's two linears; `None` if the first carries LoRA.
+    pub(super) fn plain_head<'a>(
+        &'a self,
+        encoder_dense: Option<&'a Linear>,
+    ) -> Result<Option<(&'a Linear, &'a Linear)>, EncoderError> {
+        match self.updates(Site::HeadDense) {
+            Some(_) => Ok(None),
+            None => self.head.both(encoder_dense).map(Some),
+        }
     }
 
     /// Logits `[sequences, labels]` of first-token states `[sequences, hidden]`.

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::stored::StoredTensors;
 use super::{EncoderError, Family, HeadNames};
 use crate::ops::{Linear, Norm};
 
-/// Tensors by name, in f32, without the family's prefix.
+/// Tensors by name, as they are stored in f32, without the family's prefix.
 #[derive(Clone, Debug, Default)]
 pub struct Weights(BTreeMap<String, Tensor>);
 
@@ -33,6 +33,18 @@ impl Weights {
             .filter(|(here, _)| wanted(here))
             .map(|(here, name)| Ok((here, stored.read(&name, device)?)))
             .collect()
+    }
+
+    /// These on a device, matrices in `dtype`; vectors and MPNet's table of biases stay in f32.
+    pub(super) fn place(&self, device: &Device, dtype: DType) -> candle_core::Result<Self> {
+        let place = |(name, tensor): (&String, &Tensor)| {
+            let dtype = match name == RELATIVE_BIAS {
+                true => DType::F32,
+                false => dtype,
+            };
+            Ok((name.clone(), place(tensor, device, dtype)?))
+        };
+        self.0.iter().map(place).collect()
     }
 
     /// These without some.
@@ -60,15 +72,16 @@ impl Weights {
         all
     }
 
-    /// Number of numbers that are not shared with `others`.
-    pub fn beside(&self, others: &Self) -> usize {
+    /// Memory of those that are not shared with `others`.
+    pub fn bytes_beside(&self, others: &Self) -> usize {
         let is_shared = |(name, tensor): &(&String, &Tensor)| {
             others
                 .find(name)
                 .is_some_and(|other| other.id() == tensor.id())
         };
         let own = self.0.iter().filter(|entry| !is_shared(entry));
-        own.map(|(_, tensor)| tensor.elem_count()).sum()
+        own.map(|(_, tensor)| tensor.elem_count() * tensor.dtype().size_in_bytes())
+            .sum()
     }
 
     /// Puts views of a frozen fused linear in the place of its parts, whose names are in order.
@@ -136,6 +149,19 @@ impl Weights {
             eps,
         })
     }
+}
+
+/// MPNet's biases of relative positions.
+pub(super) const RELATIVE_BIAS: &str = "encoder.relative_attention_bias.weight";
+
+/// A tensor on a device; a matrix in `dtype`, a vector in f32.
+pub(super) fn place(tensor: &Tensor, device: &Device, dtype: DType) -> candle_core::Result<Tensor> {
+    let dtype = match tensor.rank() {
+        0 | 1 => DType::F32,
+        _ => dtype,
+    };
+    // Halves are half as much to copy.
+    tensor.to_dtype(dtype)?.to_device(device)
 }
 
 impl FromIterator<(String, Tensor)> for Weights {

@@ -49,7 +49,6 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::ops::Precision;
 use crate::serving::{Options, Serving, TaskTable};
 use crate::telemetry::Metrics;
 use auth::{Access, Gate, Role, guard};
@@ -70,8 +69,8 @@ pub struct AppState {
     pub default_task: Option<Arc<str>>,
     /// How the engine is set up.
     pub engine: Options,
-    /// In which numbers the student multiplies.
-    pub precision: Precision,
+    /// In which numbers the student multiplies: `f32`, `bf16`, `f16` or `int8`.
+    pub dtype: &'static str,
 }
 
 /// What stands between the network and the routes.

@@ -71,7 +71,7 @@ impl Api {
             request_timeout: Duration::from_secs(60),
             default_task: None,
             engine: options,
-            precision: Precision::F32,
+            dtype: "f32",
         };
         state
             .tasks

@@ -1,7 +1,11 @@
 //! Element-wise activations.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::simd::{erf, exp, tanh, vectorize};
 use super::{contiguous, if_tracked, output, tile};
 
@@ -138,6 +142,11 @@ impl CustomOp1 for Elementwise {
         output(y, layout.shape())
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::activation((x, layout), self.0)
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         if_tracked(x, || {
             gradient
@@ -164,6 +173,17 @@ impl CustomOp2 for ElementwiseBackward {
         let mut dx = contiguous(gradient, layout)?.to_vec();
         self.0.backward(contiguous(x, x_layout)?, &mut dx);
         output(dx, layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        gradient: &CudaStorage,
+        layout: &Layout,
+        x: &CudaStorage,
+        x_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::activation_gradient((gradient, layout), (x, x_layout), self.0)
     }
 }
 

@@ -1,7 +1,11 @@
 //! Dropout whose mask is a function of its place, not of a generator's state.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::simd::vectorize;
 use super::{contiguous, if_tracked, output};
 
@@ -91,6 +95,11 @@ impl CustomOp1 for Dropout {
         let mut y = contiguous(x, layout)?.to_vec();
         self.drop_from(&mut y, columns);
         output(y, layout.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::dropout((x, layout), self)
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{contiguous, if_tracked, output};
 
 /// Row indices into the three tables, `[tokens]` each.
@@ -12,6 +16,8 @@ pub struct EmbedIndices {
     pub word: Arc<[u32]>,
     pub position: Arc<[u32]>,
     pub token_type: Arc<[u32]>,
+    /// The same in this order where the tables are: needed if they are not in host memory.
+    pub on_device: Option<[Tensor; 3]>,
 }
 
 /// `word[ids] + position[positions] + type[type ids]`: `[tokens, hidden]`.
@@ -29,15 +35,16 @@ pub fn embed(
 
 struct Embed(EmbedIndices);
 
+fn beyond(index: u32, rows: usize) -> candle_core::Error {
+    let text = format!("index {index} is beyond the embedding table of {rows} rows");
+    candle_core::Error::msg(text)
+}
+
 fn row(table: &[f32], hidden: usize, index: u32) -> Result<&[f32]> {
     let start = index as usize * hidden;
-    match table.get(start..start + hidden) {
-        Some(row) => Ok(row),
-        None => candle_core::bail!(
-            "index {index} is beyond the embedding table of {} rows",
-            table.len() / hidden
-        ),
-    }
+    table
+        .get(start..start + hidden)
+        .ok_or_else(|| beyond(index, table.len() / hidden))
 }
 
 impl CustomOp3 for Embed {
@@ -67,6 +74,37 @@ impl CustomOp3 for Embed {
             sum.extend(w.iter().zip(p).zip(t).map(|((w, p), t)| w + p + t));
         }
         output(sum, (tokens, hidden))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        word: &CudaStorage,
+        word_layout: &Layout,
+        position: &CudaStorage,
+        position_layout: &Layout,
+        token_type: &CudaStorage,
+        type_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let indices = [&self.0.word, &self.0.position, &self.0.token_type];
+        for (indices, layout) in indices
+            .iter()
+            .zip([word_layout, position_layout, type_layout])
+        {
+            let (rows, _) = layout.shape().dims2()?;
+            if let Some(index) = indices.iter().find(|index| **index as usize >= rows) {
+                return Err(beyond(*index, rows));
+            }
+        }
+        let Some(on_device) = &self.0.on_device else {
+            candle_core::bail!("the indices are not where the embeddings are");
+        };
+        let tables = [
+            (word, word_layout),
+            (position, position_layout),
+            (token_type, type_layout),
+        ];
+        cuda::embed(tables, on_device)
     }
 
     fn bwd(
@@ -101,6 +139,7 @@ mod tests {
             word: [3, 0, 3, 6].into(),
             position: [0, 1, 2, 0].into(),
             token_type: [0, 0, 1, 1].into(),
+            on_device: None,
         }
     }
 

@@ -1,8 +1,12 @@
 //! y = act(x Wᵀ + b).
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::activation::{Activation, activation};
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::matrix::{Into, Matrix, MatrixMut, multiply, product};
 use super::simd::vectorize;
 use super::{contiguous, if_tracked, output, with_values};
@@ -110,6 +114,11 @@ impl CustomOp1 for Frozen {
         output(y, (layout.dims()[0], self.linear.out_features()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::linear_rows((x, layout), &self.linear, &[], self.activation)
+    }
+
     /// Without activation only: a tracked input decomposes into linear and activation.
     fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         if_tracked(x, || {
@@ -138,6 +147,17 @@ impl CustomOp2 for Trained {
         let weight = contiguous(weight, weight_layout)?;
         let y = affine(contiguous(x, x_layout)?, weight, dims, None);
         output(y, (x_layout.dims()[0], dims.0))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::trained_linear((x, x_layout), (weight, weight_layout), None)
     }
 
     fn bwd(
@@ -174,6 +194,20 @@ impl CustomOp3 for Trained {
         let bias = contiguous(bias, bias_layout)?;
         let y = affine(contiguous(x, x_layout)?, weight, dims, Some(bias));
         output(y, (x_layout.dims()[0], dims.0))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let bias = Some((bias, bias_layout));
+        cuda::trained_linear((x, x_layout), (weight, weight_layout), bias)
     }
 
     fn bwd(
@@ -213,6 +247,11 @@ impl CustomOp1 for ColumnSums {
             },
         );
         output(sums, columns)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::column_sums((x, layout))
     }
 }
 

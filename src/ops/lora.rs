@@ -3,9 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use super::activation::Activation;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::linear::{ColumnSums, Linear};
 use super::matrix::{Into, Matrix, MatrixMut, multiply, product};
 use super::{contiguous, if_tracked, output, with_values};
@@ -74,6 +78,11 @@ impl CustomOp1 for LinearRows {
         RowUpdates::add_all(&self.rows, x, input, &mut y, out)?;
         self.activation.apply(&mut y);
         output(y, (rows, out))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        cuda::linear_rows((x, layout), &self.linear, &self.rows, self.activation)
     }
 }
 
@@ -181,6 +190,17 @@ impl CustomOp2 for AddUpdates<'_> {
         }
         output(sum, (rows, out))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        y: &CudaStorage,
+        y_layout: &Layout,
+        x: &CudaStorage,
+        x_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::add_updates((y, y_layout), (x, x_layout), self.0)
+    }
 }
 
 /// `y` with `scale · h Bᵀ` added to the columns from `column` on; `y` is `[rows, out]`, `h`
@@ -219,6 +239,20 @@ impl CustomOp3 for MapColumns {
         let shift = contiguous(shift, shift_layout)?;
         map_rows(&mut mapped[self.column..], out, gain, shift);
         output(mapped, (rows, out))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        y: &CudaStorage,
+        y_layout: &Layout,
+        gain: &CudaStorage,
+        gain_layout: &Layout,
+        shift: &CudaStorage,
+        shift_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (gain, shift) = ((gain, gain_layout), (shift, shift_layout));
+        cuda::map_columns((y, y_layout), gain, shift, self.column)
     }
 
     fn bwd(
@@ -276,6 +310,20 @@ impl CustomOp3 for LoraAdd {
             Matrix::new(contiguous(b, b_layout)?, width, rank, rank).transposed(),
         );
         output(sum, (rows, out))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        y: &CudaStorage,
+        y_layout: &Layout,
+        h: &CudaStorage,
+        h_layout: &Layout,
+        b: &CudaStorage,
+        b_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (y, h, b) = ((y, y_layout), (h, h_layout), (b, b_layout));
+        cuda::lora_add(y, h, b, self.scale as f32, self.column)
     }
 
     fn bwd(

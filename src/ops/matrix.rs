@@ -4,7 +4,11 @@ use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{contiguous, output};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 
 /// A matrix in borrowed memory.
 #[derive(Clone, Copy)]
@@ -196,5 +200,17 @@ impl CustomOp2 for Product {
         let target = MatrixMut::new(&mut c, rows, columns, columns);
         multiply(target, Into::Overwrite, self.scale, a, b);
         output(c, (rows, columns))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        a_layout: &Layout,
+        b: &CudaStorage,
+        b_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (a, b) = ((a, a_layout), (b, b_layout));
+        cuda::product(a, self.transpose_a, b, self.transpose_b, self.scale)
     }
 }

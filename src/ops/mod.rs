@@ -9,12 +9,20 @@
 //! only, so a frozen weight costs nothing.
 
 mod activation;
+mod adamw;
 mod attention;
+mod borders;
 mod crew;
+#[cfg(feature = "cuda")]
+mod cuda;
+pub mod device;
 mod dropout;
 mod embed;
 #[cfg(test)]
 mod gradient_check;
+mod heads;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod layer;
 mod linear;
 mod lora;
@@ -26,12 +34,15 @@ mod tile;
 mod unfold;
 
 pub use activation::{Activation, activation};
+pub use adamw::{AdamWStep, adamw, sum_squares};
 pub use attention::{
     AttentionShape, Disentangled, PositionTable, Positions, RelativeRows, attention,
 };
+pub use borders::Borders;
 pub use crew::Crew;
 pub use dropout::{Dropout, dropout};
 pub use embed::{EmbedIndices, embed};
+pub use heads::segment_linears;
 pub use layer::{LayerLinear, LayerParts, trained_layer};
 pub use linear::{Linear, linear};
 pub use lora::{

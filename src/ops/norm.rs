@@ -1,9 +1,12 @@
 //! LayerNorm, alone or of a sum with the residual.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor};
 
 use super::crew::{in_parts, is_helped};
-use super::linear::ColumnSums;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::packed::Place;
 use super::simd::{sum, vectorize};
 use super::{contiguous, if_tracked, output, with_values};
@@ -28,17 +31,51 @@ pub fn norm(x: &Tensor, norm: &Norm) -> Result<Tensor> {
     }
 }
 
-/// `LayerNorm(x + residual)`, both `[rows, hidden]`.
-pub fn add_norm(x: &Tensor, residual: &Tensor, parameters: &Norm) -> Result<Tensor> {
+/// `LayerNorm(x + bias + residual)`, `x` and the residual `[rows, hidden]`.
+///
+/// `bias`, `[hidden]`, is what the linear that made `x` has not added yet.
+pub fn add_norm(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    residual: &Tensor,
+    parameters: &Norm,
+) -> Result<Tensor> {
+    match bias {
+        Some(bias) if x.device().is_cpu() || x.track_op() => {
+            add_norm(&x.broadcast_add(bias)?, None, residual, parameters)
+        }
+        bias => add_biased_norm(x, bias, residual, parameters),
+    }
+}
+
+fn add_biased_norm(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    residual: &Tensor,
+    parameters: &Norm,
+) -> Result<Tensor> {
     let tracked = [x, residual, &parameters.gamma_beta];
     if tracked.iter().any(|tensor| tensor.track_op()) {
-        return norm(&x.apply_op2(residual, Add)?, parameters);
+        let sum = match x.device() {
+            Device::Cpu => x.apply_op2(residual, Add)?,
+            _ => (x + residual)?,
+        };
+        return norm(&sum, parameters);
     }
-    x.apply_op2_no_bwd(residual, &AddNorm(parameters))
+    let op = AddNorm {
+        bias,
+        norm: parameters,
+    };
+    x.apply_op2_no_bwd(residual, &op)
 }
 
 /// Both steps at once, where nothing is kept for a backward pass.
-struct AddNorm<'a>(&'a Norm);
+struct AddNorm<'a> {
+    /// In a device's memory only.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    bias: Option<&'a Tensor>,
+    norm: &'a Norm,
+}
 
 /// Rows of a part that another core may take.
 const PART_ROWS: usize = 8;
@@ -62,8 +99,8 @@ impl CustomOp2 for AddNorm<'_> {
         }
         let mut y = contiguous(x, layout)?.to_vec();
         let residual = contiguous(residual, residual_layout)?;
-        let eps = self.0.eps as f32;
-        with_values(&self.0.gamma_beta, |gamma_beta| {
+        let eps = self.norm.eps as f32;
+        with_values(&self.norm.gamma_beta, |gamma_beta| {
             let (gamma, beta) = gamma_beta.split_at(hidden);
             let place = Place(y.as_mut_ptr());
             let per_part = if is_helped() { PART_ROWS } else { rows.max(1) };
@@ -92,6 +129,22 @@ impl CustomOp2 for AddNorm<'_> {
             Ok(())
         })?;
         output(y, (rows, hidden))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        layout: &Layout,
+        residual: &CudaStorage,
+        residual_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::add_norm(
+            (x, layout),
+            (residual, residual_layout),
+            self.bias,
+            self.norm,
+        )
     }
 }
 
@@ -230,6 +283,17 @@ impl CustomOp2 for LayerNorm {
         output(y, layout.shape())
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        layout: &Layout,
+        gamma_beta: &CudaStorage,
+        gamma_beta_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::norm((x, layout), (gamma_beta, gamma_beta_layout), self.eps)
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -243,14 +307,7 @@ impl CustomOp2 for LayerNorm {
             gradient.apply_op3_no_bwd(x, gamma_beta, &op)
         })?;
         let dgb = if_tracked(gamma_beta, || {
-            let scaled = gradient.apply_op2_no_bwd(x, &TimesNormalised { eps: self.eps })?;
-            Tensor::stack(
-                &[
-                    scaled.apply_op1_no_bwd(&ColumnSums)?,
-                    gradient.apply_op1_no_bwd(&ColumnSums)?,
-                ],
-                0,
-            )
+            gradient.apply_op2_no_bwd(x, &ParameterGradient { eps: self.eps })
         })?;
         Ok((dx, dgb))
     }
@@ -281,40 +338,68 @@ impl CustomOp3 for InputGradient {
         input_gradient(&mut dx, x, gamma_beta, self.eps);
         output(dx, layout.shape())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        gradient: &CudaStorage,
+        layout: &Layout,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        gamma_beta: &CudaStorage,
+        gamma_beta_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let gamma_beta = (gamma_beta, gamma_beta_layout);
+        cuda::norm_gradient((gradient, layout), (x, x_layout), gamma_beta, self.eps)
+    }
 }
 
-/// d ∘ x̂, whose column sums are the gradient of γ.
-struct TimesNormalised {
+/// Σ d ∘ x̂ and Σ d over the rows: the gradients of γ and β, as the rows of `[2, hidden]`.
+struct ParameterGradient {
     eps: f32,
 }
 
-impl CustomOp2 for TimesNormalised {
+impl CustomOp2 for ParameterGradient {
     fn name(&self) -> &'static str {
-        "times-normalised"
+        "layer-norm-parameters-backward"
     }
 
     fn cpu_fwd(
         &self,
-        d: &CpuStorage,
+        gradient: &CpuStorage,
         layout: &Layout,
         x: &CpuStorage,
         x_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (_, hidden) = layout.shape().dims2()?;
-        let mut scaled = contiguous(d, layout)?.to_vec();
+        let gradient = contiguous(gradient, layout)?;
         let x = contiguous(x, x_layout)?;
+        let mut sums = vec![0f32; 2 * hidden];
+        let (gamma, beta) = sums.split_at_mut(hidden);
         vectorize(
             #[inline(always)]
             || {
-                for (d, x) in scaled.chunks_exact_mut(hidden).zip(x.chunks_exact(hidden)) {
+                for (d, x) in gradient.chunks_exact(hidden).zip(x.chunks_exact(hidden)) {
                     let (mean, scale) = moments(x, self.eps);
-                    for (d, x) in d.iter_mut().zip(x) {
-                        *d *= (x - mean) * scale;
+                    for i in 0..hidden {
+                        gamma[i] += d[i] * ((x[i] - mean) * scale);
+                        beta[i] += d[i];
                     }
                 }
             },
         );
-        output(scaled, layout.shape())
+        output(sums, (2, hidden))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        gradient: &CudaStorage,
+        layout: &Layout,
+        x: &CudaStorage,
+        x_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        cuda::norm_parameters_gradient((gradient, layout), (x, x_layout), self.eps)
     }
 }
 
@@ -331,7 +416,7 @@ mod tests {
                 gamma_beta: t[2].clone(),
                 eps: 1e-5,
             };
-            add_norm(&t[0], &t[1], &parameters)
+            add_norm(&t[0], None, &t[1], &parameters)
         });
     }
 

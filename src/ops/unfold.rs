@@ -1,19 +1,22 @@
 //! The windows of a convolution over tokens.
 
-use std::sync::Arc;
-
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use super::borders::Borders;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{contiguous, if_tracked, output};
 
 /// Of each token the `kernel` rows around it, side by side: `[tokens, hidden]` to
 /// `[tokens, kernel · hidden]`. Rows outside the token's sequence are zeros. Times a weight this is
 /// a convolution that never crosses from a sequence into its neighbour.
 ///
-/// `offsets` are the sequence borders, `[sequences + 1]`; `kernel` is odd.
-pub fn unfold(x: &Tensor, offsets: &Arc<[usize]>, kernel: usize) -> Result<Tensor> {
+/// `kernel` is odd.
+pub fn unfold(x: &Tensor, borders: &Borders, kernel: usize) -> Result<Tensor> {
     let op = Unfold {
-        offsets: offsets.clone(),
+        borders: borders.clone(),
         kernel,
     };
     if x.track_op() {
@@ -25,7 +28,7 @@ pub fn unfold(x: &Tensor, offsets: &Arc<[usize]>, kernel: usize) -> Result<Tenso
 
 #[derive(Clone)]
 struct Unfold {
-    offsets: Arc<[usize]>,
+    borders: Borders,
     kernel: usize,
 }
 
@@ -33,7 +36,7 @@ impl Unfold {
     /// Calls `f` with token, place in its window and the token that stands there.
     fn for_each_place(&self, mut f: impl FnMut(usize, usize, usize)) {
         let before = self.kernel / 2;
-        for window in self.offsets.windows(2) {
+        for window in self.borders.windows(2) {
             for token in window[0]..window[1] {
                 for place in 0..self.kernel {
                     let from = token + place;
@@ -46,11 +49,11 @@ impl Unfold {
     }
 
     fn check(&self, tokens: usize) -> Result<()> {
-        if self.offsets.last() != Some(&tokens) || self.kernel.is_multiple_of(2) {
+        if self.borders.last() != Some(&tokens) || self.kernel.is_multiple_of(2) {
             candle_core::bail!(
                 "windows of {} over {tokens} tokens, sequences end at {:?}",
                 self.kernel,
-                self.offsets.last()
+                self.borders.last()
             );
         }
         Ok(())
@@ -73,6 +76,13 @@ impl CustomOp1 for Unfold {
                 .copy_from_slice(&x[from * hidden..][..hidden]);
         });
         output(windows, (tokens, width))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (tokens, _) = layout.shape().dims2()?;
+        self.check(tokens)?;
+        cuda::unfold((x, layout), self.borders.on_device()?, self.kernel)
     }
 
     fn bwd(&self, x: &Tensor, _windows: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
@@ -104,6 +114,18 @@ impl CustomOp1 for Fold {
             }
         });
         output(sums, (tokens, hidden))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, windows: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (tokens, _) = layout.shape().dims2()?;
+        self.0.check(tokens)?;
+        let unfold = &self.0;
+        cuda::fold(
+            (windows, layout),
+            unfold.borders.on_device()?,
+            unfold.kernel,
+        )
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use kdlora::adapter::{AdapterFolder, Classifier};
-use kdlora::encoder::{Encoder, EncoderConfig, Family};
+use kdlora::encoder::{Encoder, EncoderConfig, Family, Placement};
 use kdlora::text::{PackedBatch, Sequence};
 use serde::Deserialize;
 
@@ -66,7 +66,7 @@ impl Case {
     pub(crate) fn classifier(&self) -> Classifier {
         let dir = self.model_folder();
         match self.adapter() {
-            None => Classifier::load(&dir, &Device::Cpu).unwrap(),
+            None => Classifier::load(&dir, &Placement::default()).unwrap(),
             Some(adapter) => {
                 let encoder = Encoder::load(&dir, &Device::Cpu).unwrap();
                 Classifier::from_adapter(Arc::new(encoder), &adapter).unwrap()

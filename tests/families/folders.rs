@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use kdlora::adapter::{AdapterError, AdapterFolder, Bias, Classifier, write_classifier};
-use kdlora::encoder::{Encoder, EncoderConfig, LoraModule, Weights};
+use kdlora::encoder::{Encoder, EncoderConfig, LoraModule, Placement, Weights};
 
 use crate::cases::{Case, assert_close};
 
@@ -81,7 +81,7 @@ fn assert_written(case: &Case, weights: &Weights, dir: &Path) {
     let mut task = case.classifier().task;
     task.max_length = 33;
     write_classifier(dir, &case.model_folder(), &task, weights, DType::F32).unwrap();
-    let classifier = Classifier::load(dir, &Device::Cpu).unwrap();
+    let classifier = Classifier::load(dir, &Placement::default()).unwrap();
     assert_eq!(classifier.task, task);
     assert_eq!(classifier.max_length(), 33);
     assert_golden(&classifier, case);

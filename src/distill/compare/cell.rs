@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Files};
@@ -144,7 +144,8 @@ impl Bench<'_> {
             // Nothing of the encoder stays beside the variables.
             drop(base);
             let config = EncoderConfig::read(&dir)?;
-            let weights = Weights::read(&dir, config.family, &Device::Cpu)?;
+            let device = self.places.placement.device();
+            let weights = Weights::read(&dir, config.family, device)?;
             Trainee::full(config, &weights, labels, training.seed)?
         } else {
             Trainee::lora(base.encoder, &cell.lora, labels, training.seed)?
@@ -169,6 +170,7 @@ impl Bench<'_> {
             label_names: &self.data.label_names,
             class_weights: self.data.class_weights.as_deref(),
             threads: self.places.threads,
+            gpu: self.places.gpu,
             memory_limit: self.places.memory_limit,
             layer_teacher: layers.as_ref().map(|(teacher, _)| teacher),
             checkpoint: Some(&checkpoint),
@@ -326,7 +328,7 @@ pub(super) fn load_model(cell: &Cell, files: &Files, places: &Places) -> Result<
         None => files.model(&cell.name()),
     };
     if cell.method.is_full() {
-        let classifier = Classifier::load(&dir, &Device::Cpu)?;
+        let classifier = Classifier::load(&dir, &places.placement)?;
         let base = Base {
             name: cell.encoder.clone(),
             encoder: classifier.encoder.clone(),

@@ -168,7 +168,7 @@ impl Pass<'_> {
             return Ok(None);
         };
         Ok(Some(Latency {
-            device: "cpu".into(),
+            device: self.places.placement.device_name(),
             threads: 1,
             batch_1,
             batch_32,

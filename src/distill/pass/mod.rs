@@ -221,6 +221,7 @@ impl Pass<'_> {
             label_names: &self.data.label_names,
             class_weights: self.data.class_weights.as_deref(),
             threads: self.places.threads,
+            gpu: self.places.gpu,
             layer_teacher: lessons.layers.map(|(teacher, _)| teacher),
             memory_limit: self.places.memory_limit,
             checkpoint: lessons.checkpoint,

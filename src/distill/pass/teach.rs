@@ -4,8 +4,6 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use super::super::dataset::{KnownTask, Row};
 use super::super::models::{
     ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, Teacher, TeacherSource, file_bytes,
@@ -18,7 +16,7 @@ use super::super::teacher_http::{Asked, HttpTeacher, TOKEN_VARIABLE};
 use super::super::training::{Checkpoint, Trainee};
 use super::{Answering, Lessons, Pass, PassError};
 use crate::adapter::AdapterError;
-use crate::encoder::{Encoder, EncoderConfig, EncoderError, TaskWeights, Weights};
+use crate::encoder::{Encoder, EncoderConfig, EncoderError, Placement, TaskWeights, Weights};
 use crate::text::{Input, Sequence};
 
 /// Answers of a teacher that are computed between two writes of the cache.
@@ -69,6 +67,7 @@ pub(super) struct Taught {
 pub(super) struct TaughtModel {
     /// Where its encoder can be read again: it does not stay in memory while the student trains.
     dir: PathBuf,
+    placement: Placement,
     /// The encoder of a teacher that was fine-tuned as a whole, which is nowhere else.
     tuned: Option<Arc<Encoder>>,
     pub(super) weights: TaskWeights,
@@ -89,7 +88,7 @@ impl TaughtModel {
     pub(super) fn encoder(&self) -> Result<Arc<Encoder>, EncoderError> {
         match &self.tuned {
             Some(encoder) => Ok(encoder.clone()),
-            None => Ok(Arc::new(Encoder::load(&self.dir, &Device::Cpu)?)),
+            None => Ok(Arc::new(self.placement.load(&self.dir)?)),
         }
     }
 }
@@ -152,6 +151,7 @@ impl Pass<'_> {
             model: Some(TaughtModel {
                 tuned: tuned_whole.then_some(base.encoder),
                 dir: base.dir,
+                placement: self.places.placement.clone(),
                 weights,
                 size,
                 sequences,

@@ -6,7 +6,6 @@
 //! function of seed and step ([`CounterRng`](crate::distill::rng::CounterRng)), so the step is the
 //! generator's state. A file is written beside the old one, flushed, and renamed over it.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
@@ -14,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
 
 use crate::distill::report::EpochSummary;
@@ -127,18 +125,12 @@ impl Kind {
     }
 }
 
-/// Numbers that go into the file.
-pub(super) enum Values<'a> {
-    Tensor(&'a Tensor),
-    Slice(&'a [f32]),
-}
-
 /// What comes out of it.
 pub(super) struct Stored {
     pub(super) position: Position,
     pub(super) variables: BTreeMap<String, Tensor>,
-    pub(super) first: BTreeMap<String, Vec<f32>>,
-    pub(super) second: BTreeMap<String, Vec<f32>>,
+    pub(super) first: BTreeMap<String, Tensor>,
+    pub(super) second: BTreeMap<String, Tensor>,
     pub(super) best: BTreeMap<String, Tensor>,
 }
 
@@ -175,15 +167,14 @@ impl Checkpoint {
         &self,
         clock: &mut Clock,
         position: &Position,
-        tensors: impl Iterator<Item = (Kind, &'a str, Values<'a>)>,
+        tensors: impl Iterator<Item = (Kind, &'a str, &'a Tensor)>,
     ) -> io::Result<()> {
         let start = Instant::now();
         let folder = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder)?;
         let part = self.path.with_extension("part");
-        let views = tensors
-            .map(|(kind, name, values)| Ok((kind.prefix().to_owned() + name, Piece::new(values)?)))
-            .collect::<io::Result<Vec<_>>>()?;
+        // A tensor is turned into bytes only when its turn to be written comes.
+        let views = tensors.map(|(kind, name, tensor)| (kind.prefix().to_owned() + name, tensor));
         let metadata = HashMap::from([(POSITION.to_owned(), serde_json::to_string(position)?)]);
         safetensors::serialize_to_file(views, Some(metadata), &part).map_err(io::Error::other)?;
         File::open(&part)?.sync_all()?;
@@ -218,52 +209,6 @@ impl Checkpoint {
     }
 }
 
-/// Numbers with their shape, turned into bytes only when they are written.
-struct Piece<'a> {
-    values: Values<'a>,
-    shape: Vec<usize>,
-}
-
-impl<'a> Piece<'a> {
-    fn new(values: Values<'a>) -> io::Result<Self> {
-        let shape = match &values {
-            Values::Tensor(tensor) if !tensor.is_contiguous() => {
-                return Err(io::Error::other("a variable is not contiguous"));
-            }
-            Values::Tensor(tensor) => tensor.dims().to_vec(),
-            Values::Slice(slice) => vec![slice.len()],
-        };
-        Ok(Self { values, shape })
-    }
-}
-
-impl View for Piece<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        match &self.values {
-            Values::Tensor(tensor) => tensor.data().into_owned().into(),
-            Values::Slice(slice) => {
-                let mut bytes = Vec::with_capacity(4 * slice.len());
-                for value in *slice {
-                    bytes.extend(value.to_le_bytes());
-                }
-                bytes.into()
-            }
-        }
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.shape.iter().product::<usize>()
-    }
-}
-
 fn read(path: &Path) -> io::Result<Stored> {
     let file = StoredTensors::of_file(path.to_owned()).map_err(io::Error::other)?;
     let position = file
@@ -285,7 +230,6 @@ fn read(path: &Path) -> io::Result<Stored> {
             .find(|kind| name.starts_with(kind.prefix()));
         let kind = kind.ok_or_else(|| io::Error::other(format!("{name} has no place")))?;
         let tensor = file.read(name, &Device::Cpu).map_err(io::Error::other)?;
-        let values = || tensor.to_vec1::<f32>().map_err(io::Error::other);
         let name = name[kind.prefix().len()..].to_owned();
         match kind {
             Kind::Variable => {
@@ -295,10 +239,10 @@ fn read(path: &Path) -> io::Result<Stored> {
                 stored.best.insert(name, tensor);
             }
             Kind::FirstMoment => {
-                stored.first.insert(name, values()?);
+                stored.first.insert(name, tensor);
             }
             Kind::SecondMoment => {
-                stored.second.insert(name, values()?);
+                stored.second.insert(name, tensor);
             }
         }
     }
@@ -342,12 +286,14 @@ mod tests {
 
     fn write(checkpoint: &Checkpoint, position: &Position) -> io::Result<()> {
         let tensor = Tensor::new(&[[1f32, -0.0], [f32::MIN_POSITIVE, 0.1]], &Device::Cpu).unwrap();
+        let first = Tensor::new(&[1e-30f32, 2.0], &Device::Cpu).unwrap();
+        let second = Tensor::new(&[0.3f32], &Device::Cpu).unwrap();
         let mut clock = Clock::new(Duration::ZERO);
         let tensors = [
-            (Kind::Variable, "a.b", Values::Tensor(&tensor)),
-            (Kind::FirstMoment, "a.b", Values::Slice(&[1e-30, 2.0])),
-            (Kind::SecondMoment, "a.b", Values::Slice(&[0.3])),
-            (Kind::Best, "a.b", Values::Tensor(&tensor)),
+            (Kind::Variable, "a.b", &tensor),
+            (Kind::FirstMoment, "a.b", &first),
+            (Kind::SecondMoment, "a.b", &second),
+            (Kind::Best, "a.b", &tensor),
         ];
         checkpoint.write(&mut clock, position, tensors.into_iter())
     }
@@ -358,8 +304,8 @@ mod tests {
         write(&checkpoint, &position()).unwrap();
         let stored = checkpoint.read("f").unwrap();
         assert_eq!(stored.position, position());
-        assert_eq!(stored.first["a.b"], [1e-30, 2.0]);
-        assert_eq!(stored.second["a.b"], [0.3]);
+        assert_eq!(stored.first["a.b"].to_vec1::<f32>().unwrap(), [1e-30, 2.0]);
+        assert_eq!(stored.second["a.b"].to_vec1::<f32>().unwrap(), [0.3]);
         for tensor in [&stored.variables["a.b"], &stored.best["a.b"]] {
             assert_eq!(tensor.dims(), [2, 2]);
             let bits = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use crate::distill::spec::LayerLossSpec;
 use crate::encoder::{Encoder, EncoderError, Segment, TaskWeights};
@@ -134,6 +134,8 @@ impl LayerTeacher {
         target: &Tensor,
         projection: Option<&Tensor>,
     ) -> Result<Tensor> {
+        // A projection trains, and differences are small: in f32, whatever the encoders are in.
+        let (state, target) = (&state.to_dtype(DType::F32)?, &target.to_dtype(DType::F32)?);
         let state = match projection {
             Some(weight) => {
                 let linear = Linear {

@@ -6,6 +6,7 @@ use std::fmt;
 use super::trainee::Trainee;
 use super::trainer::{Learning, TrainError};
 use crate::encoder::{Encoder, EncoderConfig};
+use crate::ops::device;
 use crate::telemetry::memory;
 
 const FLOAT: u64 = 4;
@@ -39,7 +40,10 @@ impl MemoryNeed {
             true => 0,
             false => encoder.parameters() as u64,
         };
-        let threads = learning.threads as u64;
+        let threads = match trainee.device().is_cpu() {
+            true => learning.threads as u64,
+            false => 1,
+        };
         let layers = encoder.config().num_hidden_layers as u64;
         let layer = floats_of_layer(encoder.config(), trainee.layers_are_one_op())
             + trainee.floats_of_adapters() / layers.max(1);
@@ -49,14 +53,22 @@ impl MemoryNeed {
             true => layers * hidden + layer,
             false => layers * layer,
         };
+        let value = match trainee.is_full() {
+            true => FLOAT,
+            false => encoder.dtype().size_in_bytes() as u64,
+        };
         // The gradients on their way down take about as much as a layer.
         let floats = kept + layer;
+        let (process, frozen_value) = match trainee.device().is_cpu() {
+            true => (PROCESS, FLOAT),
+            false => (0, encoder.dtype().size_in_bytes() as u64),
+        };
         Self {
-            model: PROCESS + FLOAT * frozen,
+            model: process + frozen_value * frozen,
             // Values, best values, two moments; of gradients one a share twice (as tensors and
             // added up), and their sum.
             optimizer: FLOAT * optimized * (4 + 2 * threads + 1),
-            activations: FLOAT * floats * tokens as u64,
+            activations: value * floats * tokens as u64,
         }
     }
 
@@ -83,6 +95,8 @@ pub enum Source {
     Estimate,
     /// Of a step on the heaviest batch.
     Probe,
+    /// Of the training under way.
+    Peak,
 }
 
 impl fmt::Display for Source {
@@ -90,6 +104,7 @@ impl fmt::Display for Source {
         f.write_str(match self {
             Self::Estimate => "by estimate",
             Self::Probe => "by a trial step",
+            Self::Peak => "as measured",
         })
     }
 }
@@ -118,10 +133,16 @@ pub(super) fn probe(
     trainee: &Trainee,
     step: impl FnOnce() -> Result<(), TrainError>,
 ) -> Result<Option<u64>, TrainError> {
-    memory::reset_peak();
-    step()?;
     let later = 3 * FLOAT * trainee.optimized() as u64;
-    Ok(memory::peak_resident_bytes().map(|peak| peak + later))
+    let device = trainee.device();
+    memory::reset_peak();
+    device::reset_peak(device);
+    step()?;
+    let peak = match device::memory(device) {
+        Some(memory) => Some(memory.peak),
+        None => memory::peak_resident_bytes(),
+    };
+    Ok(peak.map(|peak| peak + later))
 }
 
 /// A number of bytes to read.

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor, Var};
 
+use crate::ops::{self, AdamWStep};
+
 const BETA_1: f64 = 0.9;
 const BETA_2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
 
-/// First and second moments of one variable.
-#[derive(Default)]
+/// First and second moments of one variable, of its shape and where it is.
 struct Moments {
-    first: Vec<f32>,
-    second: Vec<f32>,
+    first: Tensor,
+    second: Tensor,
 }
 
 /// The optimizer's state; moments are f32 and belong to variables by name.
@@ -33,28 +34,29 @@ impl AdamW {
     }
 
     /// First and second moments of each variable that has moved.
-    pub(super) fn moments(&self) -> impl Iterator<Item = (&str, &[f32], &[f32])> {
-        self.moments.iter().map(|(name, moments)| {
-            let Moments { first, second } = moments;
-            (name.as_str(), first.as_slice(), second.as_slice())
-        })
+    pub(super) fn moments(&self) -> impl Iterator<Item = (&str, &Tensor, &Tensor)> {
+        self.moments
+            .iter()
+            .map(|(name, moments)| (name.as_str(), &moments.first, &moments.second))
     }
 
     /// Goes on after `step` steps with the [moments](Self::moments) of then.
     pub(super) fn resume(
         &mut self,
         step: usize,
-        mut first: BTreeMap<String, Vec<f32>>,
-        second: BTreeMap<String, Vec<f32>>,
-    ) {
+        variables: &BTreeMap<String, Var>,
+        mut first: BTreeMap<String, Tensor>,
+        second: BTreeMap<String, Tensor>,
+    ) -> Result<()> {
         self.step = i32::try_from(step).unwrap_or(i32::MAX);
-        self.moments = second
-            .into_iter()
-            .filter_map(|(name, second)| {
-                let first = first.remove(&name)?;
-                Some((name, Moments { first, second }))
-            })
-            .collect();
+        for (name, second) in second {
+            if let (Some(first), Some(variable)) = (first.remove(&name), variables.get(&name)) {
+                let here = |moment: Tensor| moment.to_device(variable.device());
+                let (first, second) = (here(first)?, here(second)?);
+                self.moments.insert(name, Moments { first, second });
+            }
+        }
+        Ok(())
     }
 
     /// Moves every variable against `scale` times its gradient. A variable without a gradient is
@@ -62,56 +64,51 @@ impl AdamW {
     pub fn step(
         &mut self,
         variables: &BTreeMap<String, Var>,
-        gradients: &BTreeMap<String, Vec<f32>>,
+        gradients: &BTreeMap<String, Tensor>,
         scale: f64,
         learning_rate: f64,
     ) -> Result<()> {
         self.step += 1;
-        let bias_1 = 1.0 - BETA_1.powi(self.step);
-        let bias_2 = 1.0 - BETA_2.powi(self.step);
         for (name, variable) in variables {
             let Some(gradient) = gradients.get(name) else {
                 continue;
             };
-            let decay = if variable.dims().len() > 1 {
-                1.0 - learning_rate * self.weight_decay
-            } else {
-                1.0
-            };
-            let moments = self.moments.entry(name.clone()).or_default();
-            moments.first.resize(gradient.len(), 0.0);
-            moments.second.resize(gradient.len(), 0.0);
-            let mut values = variable.flatten_all()?.to_vec1::<f32>()?;
-            let rate = (learning_rate / bias_1) as f32;
-            let root = (1.0 / bias_2) as f32;
-            for (i, value) in values.iter_mut().enumerate() {
-                let g = gradient[i] * scale as f32;
-                let first = &mut moments.first[i];
-                let second = &mut moments.second[i];
-                *first = BETA_1 as f32 * *first + (1.0 - BETA_1) as f32 * g;
-                *second = BETA_2 as f32 * *second + (1.0 - BETA_2) as f32 * g * g;
-                let step = rate * *first / ((*second * root).sqrt() + EPSILON as f32);
-                *value = *value * decay as f32 - step;
+            if !self.moments.contains_key(name) {
+                let moments = Moments {
+                    first: variable.zeros_like()?,
+                    second: variable.zeros_like()?,
+                };
+                self.moments.insert(name.clone(), moments);
             }
-            variable.set(&Tensor::from_vec(
-                values,
-                variable.dims(),
-                variable.device(),
-            )?)?;
+            let Moments { first, second } = &self.moments[name];
+            let decay = match variable.rank() {
+                0 | 1 => 1.0,
+                _ => 1.0 - learning_rate * self.weight_decay,
+            };
+            let step = AdamWStep {
+                scale,
+                learning_rate,
+                decay,
+                beta_1: BETA_1,
+                beta_2: BETA_2,
+                epsilon: EPSILON,
+                bias_1: 1.0 - BETA_1.powi(self.step),
+                bias_2: 1.0 - BETA_2.powi(self.step),
+            };
+            ops::adamw(variable.as_tensor(), gradient, first, second, step)?;
         }
         Ok(())
     }
 }
 
 /// What gradients must be multiplied with so that their global norm is at most `max_norm`.
-pub fn clip_scale(gradients: &BTreeMap<String, Vec<f32>>, max_norm: f64) -> f64 {
-    let squares = gradients.values().flatten().map(|g| f64::from(*g).powi(2));
-    let norm = squares.sum::<f64>().sqrt();
-    if norm > max_norm {
+pub fn clip_scale(gradients: &BTreeMap<String, Tensor>, max_norm: f64) -> Result<f64> {
+    let norm = ops::sum_squares(gradients.values())?.sqrt();
+    Ok(if norm > max_norm {
         max_norm / norm
     } else {
         1.0
-    }
+    })
 }
 
 #[cfg(test)]
@@ -125,8 +122,9 @@ mod tests {
         BTreeMap::from([("w".to_owned(), Var::from_tensor(&tensor).unwrap())])
     }
 
-    fn gradients(values: &[f32]) -> BTreeMap<String, Vec<f32>> {
-        BTreeMap::from([("w".to_owned(), values.to_vec())])
+    fn gradients(values: &[f32]) -> BTreeMap<String, Tensor> {
+        let tensor = Tensor::new(values, &Device::Cpu).unwrap();
+        BTreeMap::from([("w".to_owned(), tensor)])
     }
 
     #[test]
@@ -165,8 +163,8 @@ mod tests {
 
     #[test]
     fn clipping_bounds_the_global_norm() {
-        let g = BTreeMap::from([("a".to_owned(), vec![3.0]), ("b".to_owned(), vec![4.0])]);
-        assert!((clip_scale(&g, 1.0) - 0.2).abs() < 1e-12);
-        assert_eq!(clip_scale(&g, 5.0), 1.0);
+        let g = gradients(&[3.0, 4.0]);
+        assert!((clip_scale(&g, 1.0).unwrap() - 0.2).abs() < 1e-12);
+        assert_eq!(clip_scale(&g, 5.0).unwrap(), 1.0);
     }
 }

@@ -10,6 +10,7 @@ use super::trainer::{Example, Run, TrainError};
 use crate::distill::dataset::Label;
 use crate::distill::rng::CounterRng;
 use crate::encoder::{Segment, ShareDropout};
+use crate::ops::device::Download;
 use crate::text::{PackedBatch, Sequence};
 
 /// Stream of random numbers that seeds the dropout of each step.
@@ -18,7 +19,8 @@ const DROPOUT: u64 = u64::MAX;
 /// Loss sum and gradients by variable of a batch, or of a share of it.
 pub(super) struct Share {
     pub(super) loss: f64,
-    pub(super) gradients: BTreeMap<String, Vec<f32>>,
+    /// By variable, in its shape.
+    pub(super) gradients: BTreeMap<String, Tensor>,
 }
 
 impl Run<'_> {
@@ -45,7 +47,7 @@ impl Run<'_> {
         for share in results {
             sum.loss += share.loss;
             for (name, gradient) in share.gradients {
-                add(&mut sum.gradients, name, gradient);
+                add(&mut sum.gradients, name, gradient)?;
             }
         }
         Ok(sum)
@@ -69,25 +71,26 @@ impl Run<'_> {
             let read: Vec<&Sequence> = read.collect();
             let between = teacher.loss(&states, &read, self.trainee.projection())?;
             let loss = (loss(&logits[0])? + between)?;
-            (loss.to_scalar::<f32>()?, vec![loss.backward()?])
+            let value = Download::begin(&loss)?;
+            (value, vec![loss.backward()?])
         } else if self.learning.spec.gradient_checkpointing {
             encoder.backward_by_layer(&batch, segment, dropout, loss)?
         } else {
             let logits = encoder.forward(&batch, &[segment], dropout)?;
             let loss = loss(&logits[0])?;
-            (loss.to_scalar::<f32>()?, vec![loss.backward()?])
+            let value = Download::begin(&loss)?;
+            (value, vec![loss.backward()?])
         };
-        let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        let mut gradients = BTreeMap::new();
         for (name, variable) in self.trainee.variables() {
             for store in &stores {
                 if let Some(gradient) = store.get(variable.as_tensor()) {
-                    let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-                    add(&mut gradients, name.clone(), gradient);
+                    add(&mut gradients, name.clone(), gradient.contiguous()?)?;
                 }
             }
         }
         Ok(Share {
-            loss: f64::from(loss),
+            loss: loss.wait()?.into_iter().map(f64::from).sum(),
             gradients,
         })
     }
@@ -112,11 +115,15 @@ impl Run<'_> {
 }
 
 /// Adds to the gradient of a variable.
-fn add(sums: &mut BTreeMap<String, Vec<f32>>, name: String, gradient: Vec<f32>) {
-    match sums.get_mut(&name) {
-        Some(sum) => sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g),
-        None => {
-            sums.insert(name, gradient);
-        }
-    }
+fn add(
+    sums: &mut BTreeMap<String, Tensor>,
+    name: String,
+    gradient: Tensor,
+) -> candle_core::Result<()> {
+    let sum = match sums.remove(&name) {
+        Some(sum) => (sum + gradient)?,
+        None => gradient,
+    };
+    sums.insert(name, sum);
+    Ok(())
 }

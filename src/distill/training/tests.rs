@@ -11,6 +11,7 @@ use super::{Checkpoint, Checkpoints, Example, LayerTeacher, Learning, TrainError
 use crate::adapter::{Classifier, ProblemType, TaskConfig};
 use crate::distill::dataset::Label;
 use crate::distill::evaluation::Metric;
+use crate::distill::models::GpuLimits;
 use crate::distill::progress::Step;
 use crate::distill::report::TrainingSummary;
 use crate::distill::rng::CounterRng;
@@ -159,6 +160,7 @@ fn run_with(
         label_names: &names,
         class_weights: None,
         threads,
+        gpu: GpuLimits::default(),
         layer_teacher,
         memory_limit,
         checkpoint: None,
@@ -461,6 +463,7 @@ fn a_map_beyond_the_layers_and_unlike_tokens_are_refused() {
         label_names: &names,
         class_weights: None,
         threads: 1,
+        gpu: GpuLimits::default(),
         layer_teacher: Some(&teacher),
         memory_limit: None,
         checkpoint: None,
@@ -504,6 +507,7 @@ fn a_training_that_is_cut_off_goes_on_from_its_checkpoint_with_the_same_bits() {
             label_names: &names,
             class_weights: None,
             threads: 2,
+            gpu: GpuLimits::default(),
             layer_teacher: None,
             memory_limit: None,
             checkpoint,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::adapter::{AdapterConfig, AdapterError, AdapterFolder, TaskConfig};
 use crate::distill::rng::CounterRng;
@@ -105,7 +105,8 @@ impl Trainee {
             variables.insert(format!("{}.lora_B.weight", linear.name), b);
             if lora.use_dora {
                 // The norms of the weight's rows: the first answer is the encoder's own.
-                let norms = encoder.linear(linear)?.weight.sqr()?.sum(1)?.sqrt()?;
+                let weight = encoder.linear(linear)?.weight.to_dtype(DType::F32)?;
+                let norms = weight.sqr()?.sum(1)?.sqrt()?;
                 let name = format!("{}{MAGNITUDE}", linear.name);
                 variables.insert(name, Var::from_tensor(&norms)?);
             }
@@ -158,13 +159,19 @@ impl Trainee {
             let mut init = Initialiser {
                 seed,
                 stream: PROJECTION_STREAM,
-                device: &Device::Cpu,
+                device: self.device(),
             };
             let bound = 1.0 / (hidden as f32).sqrt();
             let projection = init.uniform(&[teacher_hidden, hidden], bound)?;
             self.variables.insert(PROJECTION.into(), projection);
         }
         Ok(self)
+    }
+
+    /// Where the variables are.
+    pub fn device(&self) -> &Device {
+        let first = self.variables.values().next();
+        first.map_or(&Device::Cpu, |variable| variable.device())
     }
 
     /// Whether the encoder's own weights train.
@@ -401,7 +408,10 @@ impl<'a> Initialiser<'a> {
         } = HeadNames::of(config.family);
         let pretrained = pretrained.and_then(|p| Some((&p.weight, p.bias.as_ref()?)));
         let (weight, bias) = match pretrained {
-            Some((w, b)) => (Var::from_tensor(w)?, Var::from_tensor(b)?),
+            Some((w, b)) => (
+                Var::from_tensor(&w.to_dtype(DType::F32)?)?,
+                Var::from_tensor(b)?,
+            ),
             None => (self.normal(&[hidden, hidden])?, self.zeros(&[hidden])?),
         };
         Ok(vec![

@@ -3,12 +3,13 @@
 //! not.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::Instant;
 
 use candle_core::Tensor;
 use sha2::{Digest as _, Sha256};
 
-use super::checkpoint::{BestEpoch, Checkpoint, Clock, Kind, Position, Stored, Values};
+use super::checkpoint::{BestEpoch, Checkpoint, Clock, Kind, Position, Stored};
 use super::layers::{LayerTeacher, NoSuchLayer};
 use super::memory::{self, Mebibytes, MemoryNeed, Source};
 use super::optimizer::{AdamW, clip_scale};
@@ -19,11 +20,13 @@ use super::trainee::Trainee;
 use crate::adapter::ProblemType;
 use crate::distill::dataset::Label;
 use crate::distill::evaluation::{EvaluationError, Metric, Scoring, evaluate};
+use crate::distill::models::GpuLimits;
 use crate::distill::progress::Step;
 use crate::distill::report::{EpochSummary, TrainingSummary};
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::TrainingSpec;
 use crate::encoder::EncoderError;
+use crate::ops::device;
 use crate::text::Sequence;
 
 /// A tokenised row with what it is to be learnt from.
@@ -48,8 +51,10 @@ pub struct Learning<'a> {
     pub label_names: &'a [String],
     /// How much each label counts in the task loss, `[labels]`; `None` if all count alike.
     pub class_weights: Option<&'a [f32]>,
-    /// Cores to share a batch out over. A resumed training keeps the number that it began with.
+    /// Cores to share a batch out over. A resumed training keeps the number that it began with. On
+    /// a GPU a batch is computed whole.
     pub threads: usize,
+    pub gpu: GpuLimits,
     /// Whose hidden states are learnt from, if anyone's. Does not go with gradient checkpointing.
     pub layer_teacher: Option<&'a LayerTeacher>,
     /// Bytes that the process may take; more, and the training is refused before it starts.
@@ -162,7 +167,10 @@ impl<'a> Run<'a> {
             optimizer: AdamW::new(spec.weight_decay),
             at: Position {
                 fingerprint: fingerprint(trainee, train, learning),
-                threads: learning.threads,
+                threads: match trainee.device().is_cpu() {
+                    true => learning.threads,
+                    false => 1,
+                },
                 epoch: 1,
                 ..Position::default()
             },
@@ -189,7 +197,9 @@ impl<'a> Run<'a> {
             }
         }
         let step = stored.position.step;
-        self.optimizer.resume(step, stored.first, stored.second);
+        let variables = self.trainee.variables();
+        self.optimizer
+            .resume(step, variables, stored.first, stored.second)?;
         self.seconds_before = stored.position.seconds;
         self.best = stored.best;
         self.at = stored.position;
@@ -198,7 +208,7 @@ impl<'a> Run<'a> {
 
     /// Refuses a training that would not fit: by estimate, then by a trial step.
     fn check_memory(&self, train: &[Example]) -> Result<(), TrainError> {
-        let (spec, limit) = (self.learning.spec, self.learning.memory_limit);
+        let (spec, limit) = (self.learning.spec, self.memory_limit());
         let mut lengths: Vec<usize> = train.iter().map(|e| e.sequence.ids.len()).collect();
         let tokens = memory::heaviest_batch(&mut lengths, spec.batch_size);
         let (encoder, _) = self.trainee.network()?;
@@ -220,6 +230,30 @@ impl<'a> Run<'a> {
         memory::check(needed.unwrap_or(0), limit, Source::Probe)
     }
 
+    /// Of the memory in which the training is.
+    fn memory_limit(&self) -> Option<u64> {
+        match self.trainee.device().is_cpu() {
+            true => self.learning.memory_limit,
+            false => self.learning.gpu.memory,
+        }
+    }
+
+    /// On a GPU that others use too: ends a training that takes more memory than it may, and leaves
+    /// the others their time.
+    fn share_gpu(&self, began: Instant) -> Result<(), TrainError> {
+        let device = self.trainee.device();
+        let Some(memory) = device::memory(device) else {
+            return Ok(());
+        };
+        memory::check(memory.peak, self.memory_limit(), Source::Peak)?;
+        let share = self.learning.gpu.share;
+        if share < 1.0 {
+            device.synchronize()?;
+            thread::sleep(began.elapsed().mul_f64(1.0 / share - 1.0));
+        }
+        Ok(())
+    }
+
     /// What is left of a pass over the examples in random order.
     fn rest_of_epoch(
         &mut self,
@@ -231,7 +265,9 @@ impl<'a> Run<'a> {
         CounterRng::new(spec.seed, self.at.epoch as u64).shuffle(&mut order);
         let (mut recent, mut recent_rows) = (0.0, 0);
         for batch in order.chunks(spec.batch_size).skip(self.at.batches) {
+            let began = Instant::now();
             let loss = self.train_batch(batch)?;
+            self.share_gpu(began)?;
             self.at.loss += loss;
             self.at.batches += 1;
             recent += loss;
@@ -282,7 +318,7 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         self.at.seconds = self.seconds();
-        let tensor = |kind| move |(name, values)| (kind, name, Values::Tensor(values));
+        let tensor = |kind| move |(name, values)| (kind, name, values);
         let best = self.best.iter().map(|(n, t)| (n.as_str(), t));
         let best = best.map(tensor(Kind::Best));
         if self.at.finished {
@@ -293,8 +329,8 @@ impl<'a> Run<'a> {
         let variables = variables.map(|(n, v)| (n.as_str(), v.as_tensor()));
         let moments = self.optimizer.moments().flat_map(|(name, first, second)| {
             [
-                (Kind::FirstMoment, name, Values::Slice(first)),
-                (Kind::SecondMoment, name, Values::Slice(second)),
+                (Kind::FirstMoment, name, first),
+                (Kind::SecondMoment, name, second),
             ]
         });
         let all = variables.map(tensor(Kind::Variable)).chain(moments);
@@ -325,7 +361,7 @@ impl<'a> Run<'a> {
         }
         // Shares sum over rows; the step follows the mean of the batch.
         let mean = 1.0 / batch.len() as f64;
-        let clip = clip_scale(&gradients, spec.max_grad_norm / mean);
+        let clip = clip_scale(&gradients, spec.max_grad_norm / mean)?;
         let rate = learning_rate(
             spec.learning_rate,
             self.at.step,

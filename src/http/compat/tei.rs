@@ -22,7 +22,6 @@ use crate::http::extract::{self, Json, Path};
 use crate::http::health::ReadyErrors;
 use crate::http::openapi::TaskPath;
 use crate::http::prediction::{Function, LabelScore, ranked};
-use crate::ops::Precision;
 use crate::text::Input;
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
@@ -311,9 +310,11 @@ async fn describe(state: &AppState, name: &str) -> Result<Json<Info>, ApiError> 
     Ok(Json(Info {
         model_id: task.task.clone(),
         model_sha: task.version.to_string(),
-        model_dtype: match state.precision {
-            Precision::F32 => "float32",
-            Precision::Int8 => "int8",
+        model_dtype: match state.dtype {
+            "f32" => "float32",
+            "f16" => "float16",
+            "bf16" => "bfloat16",
+            other => other,
         },
         model_type: ModelType::Classifier {
             id2label: id2label.collect(),

@@ -6,10 +6,14 @@ mod tests;
 mod tiles;
 
 use std::ops::Range;
-use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
+use super::borders::Borders;
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::matrix::{Into, Matrix, MatrixMut, multiply};
 use super::simd::{exp, max, sum, vectorize};
 use super::{contiguous, if_tracked, output};
@@ -19,8 +23,7 @@ pub use positions::{Disentangled, PositionTable, Positions, RelativeRows};
 /// Where sequences begin, and how heads and relative positions are laid out.
 #[derive(Clone, Debug)]
 pub struct AttentionShape {
-    /// Sequence borders, `[sequences + 1]`.
-    pub offsets: Arc<[usize]>,
+    pub offsets: Borders,
     pub heads: usize,
     /// Factor of all scores that are products: 1/√d, and less where DeBERTa adds several.
     pub scale: f32,
@@ -29,24 +32,47 @@ pub struct AttentionShape {
 
 /// Attention over `qkv`, `[tokens, 3 · hidden]` (Q, K and V side by side): `[tokens, hidden]`.
 ///
+/// `bias`, `[3 · hidden]`, is what the linear that made `qkv` has not added yet.
+///
 /// `tables` are what the shape's [`Positions`] go by: of all sequences in order, none where there
 /// are no positions. Where one takes part in a backward pass it must be the only one.
 ///
 /// # Errors
 /// A sequence longer than the positions reach, a table that is too small.
-pub fn attention(qkv: &Tensor, tables: &[PositionTable], shape: AttentionShape) -> Result<Tensor> {
+pub fn attention(
+    qkv: &Tensor,
+    bias: Option<&Tensor>,
+    tables: &[PositionTable],
+    shape: AttentionShape,
+) -> Result<Tensor> {
+    match bias {
+        Some(bias) if qkv.device().is_cpu() || qkv.track_op() => {
+            attend(&qkv.broadcast_add(bias)?, None, tables, shape)
+        }
+        bias => attend(qkv, bias, tables, shape),
+    }
+}
+
+fn attend(
+    qkv: &Tensor,
+    bias: Option<&Tensor>,
+    tables: &[PositionTable],
+    shape: AttentionShape,
+) -> Result<Tensor> {
     if tables.iter().any(|table| table.values.track_op()) {
         let [table] = tables else {
             candle_core::bail!("a position table that trains must be the only one");
         };
         let op = Attention {
             shape,
+            bias: None,
             tables: Vec::new(),
         };
         return qkv.apply_op2(&table.values, op);
     }
     let op = Attention {
         shape,
+        bias: bias.cloned(),
         tables: tables.to_vec(),
     };
     if qkv.track_op() {
@@ -58,6 +84,9 @@ pub fn attention(qkv: &Tensor, tables: &[PositionTable], shape: AttentionShape) 
 
 pub(super) struct Attention {
     pub(super) shape: AttentionShape,
+    /// In a device's memory only.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    pub(super) bias: Option<Tensor>,
     /// Frozen tables; one that trains is an argument.
     pub(super) tables: Vec<PositionTable>,
 }
@@ -166,6 +195,25 @@ impl AttentionShape {
             );
         }
         Ok((tokens, three_hidden / 3))
+    }
+
+    /// Whether the tables fit the sequences; what the kernels of a GPU do not look at.
+    #[cfg(feature = "cuda")]
+    pub(super) fn check_tables(&self, hidden: usize, tables: &[PositionTable]) -> Result<()> {
+        let columns = self.positions.columns(hidden, self.heads);
+        let mut sequences = self.offsets.windows(2);
+        for table in tables {
+            for window in sequences.by_ref().take(table.sequences) {
+                let values = table.values.elem_count();
+                self.positions
+                    .check(window[1] - window[0], values, columns)?;
+            }
+        }
+        let (tabled, count) = (tables.iter().map(|t| t.sequences).sum(), self.sequences());
+        if !matches!(self.positions, Positions::None) && usize::ne(&tabled, &count) {
+            candle_core::bail!("position tables of {tabled} sequences for {count}");
+        }
+        Ok(())
     }
 
     fn longest(&self) -> usize {
@@ -339,6 +387,12 @@ impl CustomOp1 for Attention {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, qkv: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let bias = self.bias.as_ref();
+        cuda::attention((qkv, layout), bias, &self.shape, &self.tables)
+    }
+
     fn bwd(&self, qkv: &Tensor, _out: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         if_tracked(qkv, || {
             qkv_gradient(&self.shape, self.tables.clone(), qkv, gradient)
@@ -361,6 +415,18 @@ impl CustomOp2 for Attention {
         let table = contiguous(table, table_layout)?;
         let tables = vec![table; self.shape.sequences()];
         self.shape.forward(qkv, layout, &tables)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        qkv: &CudaStorage,
+        layout: &Layout,
+        table: &CudaStorage,
+        table_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let table = (table, table_layout);
+        cuda::attention_by_table((qkv, layout), table, &self.shape)
     }
 
     fn bwd(
@@ -427,6 +493,18 @@ impl CustomOp2 for QkvGradient {
         })?;
         output(dqkv, (tokens, 3 * hidden))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        qkv: &CudaStorage,
+        layout: &Layout,
+        gradient: &CudaStorage,
+        gradient_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let gradient = (gradient, gradient_layout);
+        cuda::attention_gradient((qkv, layout), gradient, &self.shape, &self.tables)
+    }
 }
 
 /// The gradient of the one table of a batch, in its shape.
@@ -467,5 +545,17 @@ impl CustomOp2 for TableGradient {
             })
         })?;
         output(dtable, table.values.shape())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        qkv: &CudaStorage,
+        layout: &Layout,
+        gradient: &CudaStorage,
+        gradient_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let gradient = (gradient, gradient_layout);
+        cuda::attention_table_gradient((qkv, layout), gradient, &self.shape, &self.tables)
     }
 }

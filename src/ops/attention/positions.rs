@@ -38,6 +38,8 @@ pub struct RelativeRows {
     /// `row_of[j − i + limit − 1]`; never falls or never rises.
     pub row_of: Arc<[u32]>,
     pub limit: usize,
+    /// `row_of` where the batches are, if that is not host memory.
+    pub on_device: Option<Tensor>,
 }
 
 impl RelativeRows {

@@ -8,7 +8,7 @@ const HIDDEN: usize = 6;
 
 fn shape(offsets: &[usize], positions: Positions) -> AttentionShape {
     AttentionShape {
-        offsets: offsets.into(),
+        offsets: Borders::new(offsets, None),
         heads: HEADS,
         scale: 0.5,
         positions,
@@ -21,6 +21,7 @@ fn rows() -> RelativeRows {
     RelativeRows {
         row_of: row_of.into(),
         limit: 5,
+        on_device: None,
     }
 }
 
@@ -55,16 +56,21 @@ fn backward_agrees_with_finite_differences() {
     let qkv = random(1, (8, 3 * HIDDEN));
     let offsets = [0, 3, 4, 8];
     assert_gradient(std::slice::from_ref(&qkv), |t| {
-        attention(&t[0], &[], shape(&offsets, Positions::None))
+        attention(&t[0], None, &[], shape(&offsets, Positions::None))
     });
     for (positions, dims) in kinds() {
         let table = random(2, dims);
         assert_gradient(std::slice::from_ref(&qkv), |t| {
             let frozen = whole(&table, 3);
-            attention(&t[0], &frozen, shape(&offsets, positions.clone()))
+            attention(&t[0], None, &frozen, shape(&offsets, positions.clone()))
         });
         assert_gradient(&[qkv.clone(), table], |t| {
-            attention(&t[0], &whole(&t[1], 3), shape(&offsets, positions.clone()))
+            attention(
+                &t[0],
+                None,
+                &whole(&t[1], 3),
+                shape(&offsets, positions.clone()),
+            )
         });
     }
 }
@@ -76,6 +82,7 @@ fn disentangled_scores_are_the_sum_of_their_terms() {
     let qkv = random(1, (4, 3 * HIDDEN));
     let found = attention(
         &qkv,
+        None,
         &whole(&table, 1),
         shape(&[0, 4], disentangled(true, true)),
     );
@@ -129,9 +136,10 @@ fn a_sequence_does_not_see_its_neighbours() {
                 values: table.clone(),
             },
         ];
-        let together = attention(&qkv, &tables, shape(&[0, 3, 8], positions.clone())).unwrap();
+        let together =
+            attention(&qkv, None, &tables, shape(&[0, 3, 8], positions.clone())).unwrap();
         let alone = qkv.narrow(0, 3, 5).unwrap().contiguous().unwrap();
-        let alone = attention(&alone, &whole(&table, 1), shape(&[0, 5], positions)).unwrap();
+        let alone = attention(&alone, None, &whole(&table, 1), shape(&[0, 5], positions)).unwrap();
         assert_eq!(
             together.narrow(0, 3, 5).unwrap().to_vec2::<f32>().unwrap(),
             alone.to_vec2::<f32>().unwrap()
@@ -146,7 +154,7 @@ fn equal_keys_average_the_values() {
         row[12..].fill(i as f32);
     }
     let qkv = Tensor::from_vec(rows.concat(), (4, 18), &candle_core::Device::Cpu).unwrap();
-    let out = attention(&qkv, &[], shape(&[0, 4], Positions::None)).unwrap();
+    let out = attention(&qkv, None, &[], shape(&[0, 4], Positions::None)).unwrap();
     for value in out.flatten_all().unwrap().to_vec1::<f32>().unwrap() {
         assert!((value - 1.5).abs() < 1e-6);
     }
@@ -158,7 +166,7 @@ fn what_the_positions_do_not_reach_is_an_error() {
         let refused = |tokens: usize, table: &Tensor| {
             let qkv = random(1, (tokens, 18));
             let shape = shape(&[0, tokens], positions.clone());
-            attention(&qkv, &whole(table, 1), shape)
+            attention(&qkv, None, &whole(table, 1), shape)
                 .unwrap_err()
                 .to_string()
         };

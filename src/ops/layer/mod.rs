@@ -113,6 +113,7 @@ pub fn trained_layer(
         output_norm: parts.output_norm.clone(),
         attention: Attention {
             shape: parts.attention,
+            bias: None,
             tables: parts.tables,
         },
         firsts,

@@ -121,7 +121,7 @@ fn composed(x: &Tensor, parts: &LayerParts<'_>, firsts: Option<&[u32]>) -> Resul
         Ok(y)
     };
     let qkv = adapted(x, &parts.qkv)?;
-    let mut context = attention(&qkv, &parts.tables, parts.attention.clone())?;
+    let mut context = attention(&qkv, None, &parts.tables, parts.attention.clone())?;
     let mut x = x.clone();
     if let Some(firsts) = firsts {
         let firsts = Tensor::new(firsts, x.device())?;
@@ -131,9 +131,9 @@ fn composed(x: &Tensor, parts: &LayerParts<'_>, firsts: Option<&[u32]>) -> Resul
         );
     }
     let attended = adapted(&context, &parts.attention_output)?;
-    let x = add_norm(&attended, &x, parts.attention_norm)?;
+    let x = add_norm(&attended, None, &x, parts.attention_norm)?;
     let wide = activation(&adapted(&x, &parts.up)?, parts.activation)?;
-    add_norm(&adapted(&wide, &parts.down)?, &x, parts.output_norm)
+    add_norm(&adapted(&wide, &parts.down)?, None, &x, parts.output_norm)
 }
 
 #[test]
