@@ -168,8 +168,8 @@ impl AttentionShape {
     ) -> Result<(CpuStorage, Shape)> {
         let (tokens, hidden) = self.dims(layout)?;
         let qkv = contiguous(qkv, layout)?;
-        if tiles::suit(hidden / self.heads) {
-            let out = tiles::forward(self, qkv, hidden, tables)?;
+        if let Some(kernel) = tiles::kernel(hidden / self.heads) {
+            let out = tiles::forward(kernel, self, qkv, hidden, tables)?;
             return output(out, (tokens, hidden));
         }
         let longest = self.longest();
