@@ -7,7 +7,8 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::simd::{erf, exp, tanh, vectorize};
-use super::{contiguous, if_tracked, output, tile};
+use super::tile::{COLUMNS, TileKernel};
+use super::{contiguous, if_tracked, output};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -84,24 +85,16 @@ fn multiply_by(gradient: &mut [f32], x: &[f32], derivative: impl Fn(f32) -> f32)
 }
 
 fn gelu_all(values: &mut [f32]) {
-    if !tile::available() {
+    let Some(kernel) = TileKernel::best() else {
         return map(values, gelu);
-    }
+    };
     let (whole, rest) = values.as_chunks_mut();
     for values in whole {
-        // SAFETY: the machine has the kernel.
-        #[allow(unsafe_code)]
-        unsafe {
-            tile::gelu(values);
-        }
+        kernel.gelu(values);
     }
-    let mut last = [0f32; tile::COLUMNS];
+    let mut last = [0f32; COLUMNS];
     last[..rest.len()].copy_from_slice(rest);
-    // SAFETY: as above.
-    #[allow(unsafe_code)]
-    unsafe {
-        tile::gelu(&mut last);
-    }
+    kernel.gelu(&mut last);
     rest.copy_from_slice(&last[..rest.len()]);
 }
 

@@ -237,8 +237,8 @@ impl AttentionShape {
 
     /// Attention over `qkv`, `[tokens, 3 · hidden]`: `[tokens, hidden]`.
     fn attend(&self, qkv: &[f32], hidden: usize, tables: &[&[f32]]) -> Result<Vec<f32>> {
-        if tiles::suit(hidden / self.heads) {
-            return tiles::forward(self, qkv, hidden, tables);
+        if let Some(kernel) = tiles::kernel(hidden / self.heads) {
+            return tiles::forward(kernel, self, qkv, hidden, tables);
         }
         let longest = self.longest();
         let mut scores = vec![0f32; longest * longest];

@@ -10,7 +10,7 @@ use crate::ops::activation::Activation;
 use crate::ops::crew::{in_parts, is_helped};
 use crate::ops::packed::Place;
 use crate::ops::simd::vectorize;
-use crate::ops::tile::{self, COLUMNS, Finish, Left, Right, Start, Target};
+use crate::ops::tile::{COLUMNS, Finish, Left, Right, Start, Target, TileKernel};
 
 /// Heads of a sequence that a part does, where several cores compute.
 const PART_HEADS: usize = 2;
@@ -29,14 +29,15 @@ struct Memory {
     positions: Vec<f32>,
 }
 
-/// Whether the kernel can do heads of this width.
-pub(super) fn suit(width: usize) -> bool {
-    tile::available() && width.is_multiple_of(COLUMNS)
+/// The kernel for heads of this width, if one can do them.
+pub(super) fn kernel(width: usize) -> Option<TileKernel> {
+    TileKernel::best().filter(|_| width.is_multiple_of(COLUMNS))
 }
 
 /// Attention over `qkv`, `[tokens, 3 · hidden]`: `[tokens, hidden]`. The shape fits, and
-/// [`suit`] holds for its heads.
+/// its heads are as wide as a whole number of panels.
 pub(super) fn forward(
+    kernel: TileKernel,
     shape: &AttentionShape,
     qkv: &[f32],
     hidden: usize,
@@ -63,6 +64,7 @@ pub(super) fn forward(
                 unsafe {
                     let table = tables[sequence];
                     attend(
+                        kernel,
                         shape,
                         qkv,
                         hidden,
@@ -84,7 +86,9 @@ pub(super) fn forward(
 /// `out` must be writable memory of `[tokens, hidden]` of which nobody else uses this sequence's
 /// rows in this head's columns.
 #[allow(unsafe_code)]
+#[expect(clippy::too_many_arguments, reason = "one call")]
 unsafe fn attend(
+    kernel: TileKernel,
     shape: &AttentionShape,
     qkv: &[f32],
     hidden: usize,
@@ -111,28 +115,26 @@ unsafe fn attend(
         start: Start::Zero,
         activation: Activation::None,
     };
-    for panel in 0..padded / COLUMNS {
-        let left = Left {
-            values: part(0).as_ptr(),
-            stride: row,
-            rows: len,
-            depth: width,
-        };
-        let keys = memory.keys[panel * width * COLUMNS..].as_ptr();
-        let right = Right {
-            values: keys,
-            stride: COLUMNS,
-            next: keys,
-        };
-        let target = Target {
-            values: scores[panel * COLUMNS..].as_mut_ptr(),
-            stride: padded,
-            columns: COLUMNS,
-        };
-        // SAFETY: `len` queries of `width` values lie in `qkv`, a panel of keys in `keys`, and the
-        // panel's columns in each row of `scores`.
-        unsafe { tile::multiply(left, right, target, finish(shape.scale)) };
-    }
+    let left = Left {
+        values: part(0).as_ptr(),
+        stride: row,
+        rows: len,
+        depth: width,
+    };
+    let right = Right {
+        values: memory.keys.as_ptr(),
+        stride: COLUMNS,
+        panels: padded / COLUMNS,
+        apart: width * COLUMNS,
+    };
+    let target = Target {
+        values: scores.as_mut_ptr(),
+        stride: padded,
+        columns: padded,
+    };
+    // SAFETY: `len` queries of `width` values lie in `qkv`, the panels of keys in `keys`, and their
+    // columns in each row of `scores`.
+    unsafe { kernel.multiply(left, right, target, finish(shape.scale)) };
     let positions = &mut memory.positions;
     shape
         .positions
@@ -146,29 +148,27 @@ unsafe fn attend(
             }
         },
     );
-    for column in (0..width).step_by(COLUMNS) {
-        let left = Left {
-            values: scores.as_ptr(),
-            stride: padded,
-            rows: len,
-            depth: len,
+    let left = Left {
+        values: scores.as_ptr(),
+        stride: padded,
+        rows: len,
+        depth: len,
+    };
+    let right = Right {
+        values: part(2).as_ptr(),
+        stride: row,
+        panels: width / COLUMNS,
+        apart: COLUMNS,
+    };
+    // SAFETY: `len` rows of probabilities lie in `scores`, `len` values of `width` columns in
+    // `qkv`, and the target's rows and columns are this call's.
+    unsafe {
+        let target = Target {
+            values: out.add(view.start * hidden + head * width),
+            stride: hidden,
+            columns: width,
         };
-        let values = part(2)[column..].as_ptr();
-        let right = Right {
-            values,
-            stride: row,
-            next: values,
-        };
-        // SAFETY: `len` rows of probabilities lie in `scores`, `len` values of `width` columns in
-        // `qkv`, and the target's rows and columns are this call's.
-        unsafe {
-            let target = Target {
-                values: out.add(view.start * hidden + head * width + column),
-                stride: hidden,
-                columns: COLUMNS,
-            };
-            tile::multiply(left, right, target, finish(1.0));
-        }
+        kernel.multiply(left, right, target, finish(1.0));
     }
 }
 

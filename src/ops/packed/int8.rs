@@ -14,7 +14,7 @@ use super::aligned::Aligned;
 use super::kernel::{Int8Kernel, QUAD};
 use crate::ops::activation::Activation;
 use crate::ops::simd::vectorize;
-use crate::ops::tile::{self, COLUMNS, tiles};
+use crate::ops::tile::{COLUMNS, TileKernel, tiles};
 
 /// Greatest weight, and the most that a pair of one sign sums up to.
 const MOST: f32 = 127.0;
@@ -113,7 +113,7 @@ impl Int8Panels {
     ) {
         let stride = self.row_bytes();
         let panel_bytes = stride * COLUMNS;
-        let has_tile = tile::available();
+        let tile = TileKernel::best();
         vectorize(
             #[inline(always)]
             || {
@@ -126,7 +126,7 @@ impl Int8Panels {
                         sums: lanes(&self.sums, first),
                         bias: lanes(bias, first),
                         activation,
-                        has_tile,
+                        tile,
                     };
                     let mut sums = [[0i32; COLUMNS]; 6];
                     for (row, rows) in tiles(x.scales.len(), self.kernel.rows()) {
@@ -166,7 +166,7 @@ struct Outputs<'a> {
     sums: &'a [i32; COLUMNS],
     bias: &'a [f32; COLUMNS],
     activation: Activation,
-    has_tile: bool,
+    tile: Option<TileKernel>,
 }
 
 impl Outputs<'_> {
@@ -177,11 +177,9 @@ impl Outputs<'_> {
             let sum = (sums[j] - zero * self.sums[j]) as f32;
             y[j] = sum * (scale * self.scales[j]) + self.bias[j];
         }
-        match self.activation {
-            // SAFETY: `has_tile` says that the machine has the kernel.
-            #[allow(unsafe_code)]
-            Activation::Gelu if self.has_tile => unsafe { tile::gelu(&mut y) },
-            activation => activation.apply_inline(&mut y),
+        match (self.activation, self.tile) {
+            (Activation::Gelu, Some(kernel)) => kernel.gelu(&mut y),
+            (activation, _) => activation.apply_inline(&mut y),
         }
         y
     }

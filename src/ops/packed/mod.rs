@@ -15,7 +15,7 @@ use super::crew::{in_parts, is_helped};
 use super::linear::Linear;
 use super::lora::RowUpdates;
 use super::matrix::{Into, Matrix, MatrixMut, multiply};
-use super::tile::COLUMNS;
+use super::tile::{COLUMNS, TileKernel};
 use super::{contiguous, output, with_values};
 use int8::{Int8Panels, Int8Rows};
 use panels::Panels;
@@ -43,7 +43,7 @@ pub struct PackedLinear {
 
 enum Packed {
     Panels(Panels),
-    /// `[out, in]` as it is, where the library's product is the best.
+    /// `[out, in]` as it is, for the library's product where there is no kernel.
     Rows(Vec<f32>),
     Int8(Int8Panels),
 }
@@ -69,8 +69,10 @@ impl PackedLinear {
         let weight = with_values(&linear.weight, |weight| {
             Ok(match precision {
                 Precision::Int8 => Packed::Int8(Int8Panels::new(weight, out, input)),
-                Precision::F32 if Panels::suit() => Packed::Panels(Panels::new(weight, out, input)),
-                Precision::F32 => Packed::Rows(weight.to_vec()),
+                Precision::F32 => match TileKernel::best() {
+                    Some(kernel) => Packed::Panels(Panels::new(weight, out, input, kernel)),
+                    None => Packed::Rows(weight.to_vec()),
+                },
             })
         })?;
         Ok(Self {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::aligned::Aligned;
 use crate::ops::activation::Activation;
-use crate::ops::tile::{self, COLUMNS, Finish, Left, Right, Start, Target};
+use crate::ops::tile::{COLUMNS, Finish, Left, Right, Start, Target, TileKernel};
 
 /// A block of this many rows of a panel (24 KiB) stays in the first-level cache while all rows of
 /// the left matrix pass by.
@@ -17,22 +17,11 @@ pub(super) struct Panels {
     values: Aligned<f32>,
     input: usize,
     out: usize,
+    kernel: TileKernel,
 }
 
 impl Panels {
-    /// Whether the kernel is the best that this machine has: with AVX-512 the library's is.
-    pub(super) fn suit() -> bool {
-        #[cfg(target_arch = "x86_64")]
-        {
-            tile::available() && !is_x86_feature_detected!("avx512f")
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            false
-        }
-    }
-
-    pub(super) fn new(weight: &[f32], out: usize, input: usize) -> Self {
+    pub(super) fn new(weight: &[f32], out: usize, input: usize, kernel: TileKernel) -> Self {
         let panels = out.div_ceil(COLUMNS);
         let mut values = Aligned::zeroed(panels * input * COLUMNS);
         let panel_of = values.as_mut_slice().chunks_exact_mut(input * COLUMNS);
@@ -44,7 +33,12 @@ impl Panels {
                 }
             }
         }
-        Self { values, input, out }
+        Self {
+            values,
+            input,
+            out,
+            kernel,
+        }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -58,8 +52,7 @@ impl Panels {
     /// The outputs of some panels: `act(x Wᵀ + bias)`, `bias` with zeros up to a whole panel.
     ///
     /// # Safety
-    /// `y` must be writable memory of `[rows, out]` of which nobody else uses these columns, and
-    /// the machine must have the kernel.
+    /// `y` must be writable memory of `[rows, out]` of which nobody else uses these columns.
     #[allow(unsafe_code)]
     pub(super) unsafe fn multiply(
         &self,
@@ -71,44 +64,42 @@ impl Panels {
     ) {
         let rows = x.len() / self.input;
         assert!(panels.end <= self.count() && bias.len() >= panels.end * COLUMNS);
-        let block = (LEFT_VALUES / DEPTH.min(self.input)).max(tile::ROWS);
+        let block = (LEFT_VALUES / DEPTH.min(self.input)).max(self.kernel.rows());
         for first in (0..rows).step_by(block) {
             let rows = block.min(rows - first);
             for start in (0..self.input).step_by(DEPTH) {
                 let depth = DEPTH.min(self.input - start);
                 let ends = start + depth == self.input;
-                for panel in panels.clone() {
-                    let column = panel * COLUMNS;
-                    // SAFETY: rows, depth and panel are within the three matrices.
-                    unsafe {
-                        let left = Left {
-                            values: x.as_ptr().add(first * self.input + start),
-                            stride: self.input,
-                            rows,
-                            depth,
-                        };
-                        let all = self.values.as_slice().as_ptr();
-                        let values = all.add((panel * self.input + start) * COLUMNS);
-                        let right = Right {
-                            values,
-                            stride: COLUMNS,
-                            next: values.wrapping_add(self.input * COLUMNS),
-                        };
-                        let target = Target {
-                            values: y.add(first * self.out + column),
-                            stride: self.out,
-                            columns: COLUMNS.min(self.out - column),
-                        };
-                        let finish = Finish {
-                            scale: 1.0,
-                            start: match start {
-                                0 => Start::Bias(bias.as_ptr().add(column)),
-                                _ => Start::Target,
-                            },
-                            activation: if ends { activation } else { Activation::None },
-                        };
-                        tile::multiply(left, right, target, finish);
-                    }
+                let column = panels.start * COLUMNS;
+                // SAFETY: rows, depth and panels are within the three matrices.
+                unsafe {
+                    let left = Left {
+                        values: x.as_ptr().add(first * self.input + start),
+                        stride: self.input,
+                        rows,
+                        depth,
+                    };
+                    let all = self.values.as_slice().as_ptr();
+                    let right = Right {
+                        values: all.add((panels.start * self.input + start) * COLUMNS),
+                        stride: COLUMNS,
+                        panels: panels.len(),
+                        apart: self.input * COLUMNS,
+                    };
+                    let target = Target {
+                        values: y.add(first * self.out + column),
+                        stride: self.out,
+                        columns: (panels.len() * COLUMNS).min(self.out - column),
+                    };
+                    let finish = Finish {
+                        scale: 1.0,
+                        start: match start {
+                            0 => Start::Bias(bias.as_ptr().add(column)),
+                            _ => Start::Target,
+                        },
+                        activation: if ends { activation } else { Activation::None },
+                    };
+                    self.kernel.multiply(left, right, target, finish);
                 }
             }
         }

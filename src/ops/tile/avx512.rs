@@ -1,0 +1,121 @@
+//! The tile of AVX-512: fourteen rows by two panels of sixteen columns.
+
+use std::arch::x86_64::*;
+
+use super::{Activation, COLUMNS, Finish, Left, Right, Start, Target, gelu, tiles};
+
+/// Most rows of a tile: of 32 registers two accumulators a row leave those of the operands.
+pub(super) const ROWS: usize = 14;
+
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn multiply(left: Left, right: Right, target: Target, finish: Finish) {
+    for panel in (0..right.panels).step_by(2) {
+        // SAFETY: one panel or two and the rows are within the three matrices.
+        unsafe {
+            let both = right.panels - panel > 1;
+            let right = right.panel(panel);
+            let (target, finish) = (target.panel(panel), finish.panel(panel));
+            for (row, rows) in tiles(left.rows, ROWS) {
+                let (left, target) = (left.row(row), target.row(row));
+                // The first tile fetches the columns that come next, the others find them there.
+                let next = right.apart * if row > 0 { 0 } else { 1 + usize::from(both) };
+                match both {
+                    true => of_height::<2>(rows, left, right, next, target, finish),
+                    false => of_height::<1>(rows, left, right, next, target, finish),
+                }
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn of_height<const P: usize>(
+    rows: usize,
+    left: Left,
+    right: Right,
+    next: usize,
+    target: Target,
+    finish: Finish,
+) {
+    macro_rules! tiles {
+        ($($height:literal)+) => {
+            // SAFETY: the caller's promise.
+            match rows {
+                $($height => unsafe { tile::<$height, P>(left, right, next, target, finish) },)+
+                rows => unreachable!("a tile of {rows} rows"),
+            }
+        };
+    }
+    tiles!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+/// `next` is how far from these columns those lie that come next.
+#[target_feature(enable = "avx512f")]
+unsafe fn tile<const R: usize, const P: usize>(
+    left: Left,
+    right: Right,
+    next: usize,
+    target: Target,
+    finish: Finish,
+) {
+    let mut sums = [[_mm512_setzero_ps(); P]; R];
+    // SAFETY: the caller has checked the extent of all three.
+    unsafe {
+        let (mut a, mut b) = (left.values, right.values);
+        for _ in 0..left.depth {
+            let mut columns = [_mm512_setzero_ps(); P];
+            for (p, columns) in columns.iter_mut().enumerate() {
+                let panel = b.add(p * right.apart);
+                *columns = _mm512_loadu_ps(panel);
+                _mm_prefetch::<_MM_HINT_T1>(panel.wrapping_add(next).cast());
+            }
+            b = b.wrapping_add(right.stride);
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let a = _mm512_set1_ps(*a.add(r * left.stride));
+                for (sum, columns) in sums.iter_mut().zip(columns) {
+                    *sum = _mm512_fmadd_ps(a, columns, *sum);
+                }
+            }
+            a = a.wrapping_add(1);
+        }
+        for (p, panel) in (0..P).map(|p| (p, target.panel(p))) {
+            let finish = finish.panel(p);
+            for (r, sums) in sums.iter().enumerate() {
+                store(sums[p], panel.row(r), finish);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store(sum: __m512, target: Target, finish: Finish) {
+    let there = match target.columns {
+        COLUMNS.. => !0,
+        columns => (1u16 << columns) - 1,
+    };
+    // SAFETY: the columns that are there may be read and written.
+    unsafe {
+        let start = match finish.start {
+            Start::Zero => _mm512_setzero_ps(),
+            Start::Bias(bias) => _mm512_loadu_ps(bias),
+            Start::Target => _mm512_maskz_loadu_ps(there, target.values),
+        };
+        let mut value = _mm512_fmadd_ps(sum, _mm512_set1_ps(finish.scale), start);
+        if finish.activation != Activation::None {
+            let mut lanes = [0f32; COLUMNS];
+            _mm512_storeu_ps(lanes.as_mut_ptr(), value);
+            match finish.activation {
+                Activation::Gelu => gelu_lanes(&mut lanes),
+                activation => activation.apply_inline(&mut lanes),
+            }
+            value = _mm512_loadu_ps(lanes.as_ptr());
+        }
+        _mm512_mask_storeu_ps(target.values, there, value);
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+pub(super) fn gelu_lanes(values: &mut [f32; COLUMNS]) {
+    gelu::each(values);
+}

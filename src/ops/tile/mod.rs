@@ -1,0 +1,384 @@
+//! The inner kernels of f32 products: a tile of some rows and columns in registers.
+//!
+//! Rows of the left matrix and of the right one may lie any distance apart, so that nothing need be
+//! copied before: weights are stored in panels of sixteen columns ([`COLUMNS`]), attention reads V
+//! where it is. A value of the result is summed in the order of `k` however many rows there are,
+//! so that a row's result does not depend on the batch it is in, and all kernels give the same.
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod gelu;
+
+use std::sync::OnceLock;
+
+use super::activation::Activation;
+
+/// Columns of a panel.
+pub(super) const COLUMNS: usize = 16;
+
+/// A kernel that this machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TileKernel {
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// The left matrix of a product, `rows` rows of `depth` values, `stride` values apart.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    pub(super) values: *const f32,
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) depth: usize,
+}
+
+/// Panels of sixteen columns of the right matrix. Row k of the first begins at
+/// `values + k · stride`, that of the next one `apart` values later; what lies as far behind the
+/// last panel is fetched from memory meanwhile, if it is there.
+#[derive(Clone, Copy)]
+pub(super) struct Right {
+    pub(super) values: *const f32,
+    pub(super) stride: usize,
+    pub(super) panels: usize,
+    pub(super) apart: usize,
+}
+
+/// Columns of the result, as many as the panels have or fewer; its rows are `stride` values apart.
+#[derive(Clone, Copy)]
+pub(super) struct Target {
+    pub(super) values: *mut f32,
+    pub(super) stride: usize,
+    pub(super) columns: usize,
+}
+
+/// What happens to a sum before it is stored: `act(scale · sum + start)`.
+#[derive(Clone, Copy)]
+pub(super) struct Finish {
+    pub(super) scale: f32,
+    pub(super) start: Start,
+    pub(super) activation: Activation,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Start {
+    Zero,
+    /// Sixteen values a panel, the same for every row.
+    Bias(*const f32),
+    /// What stands in the target.
+    Target,
+}
+
+#[allow(unsafe_code)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
+impl TileKernel {
+    /// The kernels of this machine, the best one last.
+    pub(super) fn all() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let mut all = Vec::new();
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                all.push(Self::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                all.push(Self::Avx512);
+            }
+            all
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Vec::new()
+    }
+
+    pub(super) fn best() -> Option<Self> {
+        static BEST: OnceLock<Option<TileKernel>> = OnceLock::new();
+        *BEST.get_or_init(|| Self::all().last().copied())
+    }
+
+    /// Most rows of a tile.
+    pub(super) fn rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::ROWS,
+        }
+    }
+
+    /// `target = finish(left · right)`.
+    ///
+    /// # Safety
+    /// All rows must lie in memory that may be read or, of the target, written, and sixteen values
+    /// be readable in each row of each panel and, for each panel, at a bias.
+    pub(super) unsafe fn multiply(self, left: Left, right: Right, target: Target, finish: Finish) {
+        match self {
+            // SAFETY: the caller's promise, and the machine has the kernel.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::multiply(left, right, target, finish) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512::multiply(left, right, target, finish) },
+        }
+    }
+
+    /// GELU of each value.
+    pub(super) fn gelu(self, values: &mut [f32; COLUMNS]) {
+        match self {
+            // SAFETY: the machine has the kernel.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2::gelu_lanes(values) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { avx512::gelu_lanes(values) },
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Left {
+    /// From row `row` on.
+    ///
+    /// # Safety
+    /// The matrix must have that row.
+    unsafe fn row(self, row: usize) -> Self {
+        Self {
+            // SAFETY: the caller's promise.
+            values: unsafe { self.values.add(row * self.stride) },
+            ..self
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Right {
+    /// From panel `panel` on.
+    ///
+    /// # Safety
+    /// The matrix must have that panel.
+    unsafe fn panel(self, panel: usize) -> Self {
+        Self {
+            // SAFETY: the caller's promise.
+            values: unsafe { self.values.add(panel * self.apart) },
+            panels: self.panels - panel,
+            ..self
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Target {
+    /// From row `row` on.
+    ///
+    /// # Safety
+    /// The matrix must have that row.
+    unsafe fn row(self, row: usize) -> Self {
+        Self {
+            // SAFETY: the caller's promise.
+            values: unsafe { self.values.add(row * self.stride) },
+            ..self
+        }
+    }
+
+    /// From panel `panel` on.
+    ///
+    /// # Safety
+    /// The matrix must have a column of that panel.
+    unsafe fn panel(self, panel: usize) -> Self {
+        Self {
+            // SAFETY: the caller's promise.
+            values: unsafe { self.values.add(panel * COLUMNS) },
+            columns: self.columns - panel * COLUMNS,
+            ..self
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+impl Finish {
+    /// From panel `panel` on.
+    ///
+    /// # Safety
+    /// A bias must have that panel.
+    unsafe fn panel(self, panel: usize) -> Self {
+        let start = match self.start {
+            // SAFETY: the caller's promise.
+            Start::Bias(bias) => Start::Bias(unsafe { bias.add(panel * COLUMNS) }),
+            start => start,
+        };
+        Self { start, ..self }
+    }
+}
+
+/// Cuts `rows` into tiles of about equal height: a tile of one row would wait for its own sums.
+pub(super) fn tiles(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = rows.div_ceil(most);
+    (0..count).map(move |i| {
+        let (start, end) = (rows * i / count, rows * (i + 1) / count);
+        (start, end - start)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The product in plain Rust, in the kernels' order.
+    fn reference(problem: &Problem, activation: Activation) -> Vec<f32> {
+        let Problem {
+            rows,
+            depth,
+            columns,
+            ..
+        } = *problem;
+        let mut y = problem.target.clone();
+        for r in 0..rows {
+            for c in 0..columns {
+                let (panel, lane) = (c / COLUMNS, c % COLUMNS);
+                let mut sum = 0f32;
+                for k in 0..depth {
+                    let weight = problem.right[(panel * depth + k) * COLUMNS + lane];
+                    sum = problem.left[r * depth + k].mul_add(weight, sum);
+                }
+                let start = match problem.start {
+                    0 => 0.0,
+                    1 => problem.bias[c],
+                    _ => y[r * columns + c],
+                };
+                let mut value = [sum.mul_add(0.75, start)];
+                activation.apply_inline(&mut value);
+                y[r * columns + c] = value[0];
+            }
+        }
+        y
+    }
+
+    fn by_kernel(kernel: TileKernel, problem: &Problem, activation: Activation) -> Vec<f32> {
+        let mut y = problem.target.clone();
+        let left = Left {
+            values: problem.left.as_ptr(),
+            stride: problem.depth,
+            rows: problem.rows,
+            depth: problem.depth,
+        };
+        let right = Right {
+            values: problem.right.as_ptr(),
+            stride: COLUMNS,
+            panels: problem.columns.div_ceil(COLUMNS),
+            apart: problem.depth * COLUMNS,
+        };
+        let target = Target {
+            values: y.as_mut_ptr(),
+            stride: problem.columns,
+            columns: problem.columns,
+        };
+        let finish = Finish {
+            scale: 0.75,
+            start: match problem.start {
+                0 => Start::Zero,
+                1 => Start::Bias(problem.bias.as_ptr()),
+                _ => Start::Target,
+            },
+            activation,
+        };
+        // SAFETY: the vectors have the extents that the problem says.
+        #[allow(unsafe_code)]
+        unsafe {
+            kernel.multiply(left, right, target, finish);
+        }
+        y
+    }
+
+    #[derive(Clone, Debug)]
+    struct Problem {
+        rows: usize,
+        depth: usize,
+        columns: usize,
+        start: u8,
+        left: Vec<f32>,
+        right: Vec<f32>,
+        bias: Vec<f32>,
+        target: Vec<f32>,
+    }
+
+    fn problem() -> impl Strategy<Value = Problem> {
+        (1usize..32, 1usize..40, 1usize..90, 0u8..3).prop_flat_map(
+            |(rows, depth, columns, start)| {
+                let values = |n| prop::collection::vec(-2.0f32..2.0, n);
+                let padded = columns.next_multiple_of(COLUMNS);
+                let matrices = (
+                    values(rows * depth),
+                    values(depth * padded),
+                    values(padded),
+                    values(rows * columns),
+                );
+                matrices.prop_map(move |(left, right, bias, target)| Problem {
+                    rows,
+                    depth,
+                    columns,
+                    start,
+                    left,
+                    right,
+                    bias,
+                    target,
+                })
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn every_kernel_of_the_machine_sums_as_plain_rust_does(problem in problem()) {
+            for kernel in TileKernel::all() {
+                let found = by_kernel(kernel, &problem, Activation::None);
+                prop_assert_eq!(&found, &reference(&problem, Activation::None), "{:?}", kernel);
+                for activation in [Activation::Gelu, Activation::Tanh, Activation::Relu] {
+                    let found = by_kernel(kernel, &problem, activation);
+                    for (a, b) in found.iter().zip(reference(&problem, activation)) {
+                        prop_assert!((a - b).abs() <= 1e-6 * (1.0 + b.abs()), "{kernel:?}: {a} {b}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gelu_is_the_one_of_the_other_machines() {
+        for kernel in TileKernel::all() {
+            for i in -600..600 {
+                let x: [f32; COLUMNS] = std::array::from_fn(|j| i as f32 / 50.0 + j as f32 / 800.0);
+                let (mut found, mut expected) = (x, x);
+                kernel.gelu(&mut found);
+                Activation::Gelu.apply_inline(&mut expected);
+                for (a, b) in found.iter().zip(expected) {
+                    assert!((a - b).abs() <= 1e-6 * (1.0 + b.abs()), "{x:?}: {a} {b}");
+                }
+            }
+            let mut values = [f32::NAN; COLUMNS];
+            kernel.gelu(&mut values);
+            assert!(values.iter().all(|value| value.is_nan()));
+        }
+    }
+
+    #[test]
+    fn tiles_cover_all_rows_and_are_alike() {
+        for rows in 0..40 {
+            let cut: Vec<_> = tiles(rows, 6).collect();
+            let mut next = 0;
+            for (start, count) in &cut {
+                assert_eq!(*start, next);
+                next += count;
+            }
+            assert_eq!(next, rows);
+            let counts = cut.iter().map(|(_, count)| *count);
+            let (least, most) = (counts.clone().min(), counts.max());
+            assert!(most.unwrap_or(0) <= 6 && most.unwrap_or(0) - least.unwrap_or(0) <= 1);
+        }
+    }
+}
