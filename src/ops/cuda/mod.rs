@@ -9,8 +9,6 @@ mod attention;
 mod memory;
 mod ops;
 mod runtime;
-#[cfg(test)]
-mod tests;
 mod transfer;
 mod view;
 

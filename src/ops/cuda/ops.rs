@@ -154,16 +154,7 @@ fn times_weight(
     multiply(x.device, x.dtype, &product)
 }
 
-/// `act(x Wᵀ + b)`; the bias is in f32.
-pub(in crate::ops) fn frozen_linear(
-    x: Argument<'_>,
-    linear: &Linear,
-    activation: Activation,
-) -> Made {
-    linear_rows(x, linear, &[], activation)
-}
-
-/// `act(x Wᵀ + b + updates)`.
+/// `act(x Wᵀ + b + updates)`; the bias is in f32.
 pub(in crate::ops) fn linear_rows(
     x: Argument<'_>,
     linear: &Linear,

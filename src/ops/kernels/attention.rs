@@ -154,7 +154,7 @@ pub(in crate::ops) fn attention_table_gradient(
         return None;
     }
     let args = plan.arguments(&group);
-    let args = args.ptr(gradient).ptr(scratch).size(rows).ptr(out);
+    let args = args.ptr(gradient).ptr(scratch).ptr(out);
     let shared = WARPS * (vectors * plan.padded_head() + WARP) * 4;
     let grid = (rows, plan.heads);
     let launch = Launch::new("attention_table_gradient", t, grid, WARPS * WARP, args);

@@ -90,7 +90,7 @@ pub(in crate::ops) struct Args(Vec<Box<[u64]>>);
 
 impl Args {
     /// The address of each argument; they stay valid until `self` is changed or dropped.
-    pub fn pointers(&mut self) -> Vec<*mut c_void> {
+    pub(in crate::ops) fn pointers(&mut self) -> Vec<*mut c_void> {
         self.0
             .iter_mut()
             .map(|words| words.as_mut_ptr().cast())

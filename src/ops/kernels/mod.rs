@@ -25,7 +25,7 @@ pub(in crate::ops) use attention::{
 pub(in crate::ops) use elementwise::{
     activation, activation_gradient, column_sums, dropout, map_columns,
 };
-pub(in crate::ops) use launch::{Args, Launch, Ptr, Scalar};
+pub(in crate::ops) use launch::{Launch, Ptr, Scalar};
 pub(in crate::ops) use lora::{Update, expand, shrink, shrink_values};
 pub(in crate::ops) use optimizer::{PARTIALS, adamw, sum_squares};
 pub(in crate::ops) use product::{Operand, Product};

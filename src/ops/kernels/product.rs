@@ -43,7 +43,7 @@ pub(in crate::ops) struct BlasProduct {
 impl Product {
     /// Row-major C is column-major Cᵀ = Bᵀ Aᵀ, and the same memory read column by column is the
     /// transpose of what it is read row by row: the operands change places and nothing else.
-    pub fn blas(&self) -> BlasProduct {
+    pub(in crate::ops) fn blas(&self) -> BlasProduct {
         BlasProduct {
             transpose_a: self.b.transposed,
             transpose_b: self.a.transposed,
