@@ -21,7 +21,8 @@ mod embed;
 #[cfg(test)]
 mod gradient_check;
 mod heads;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", test))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, unused_imports))]
 mod kernels;
 mod layer;
 mod linear;

@@ -137,6 +137,9 @@ impl AttentionShape {
         let columns = self.positions.columns(hidden, self.heads);
         for (window, table) in self.offsets.windows(2).zip(tables) {
             let tokens = window[0]..window[1];
+            if tokens.is_empty() {
+                continue;
+            }
             self.positions.check(tokens.len(), table.len(), columns)?;
             for head in 0..self.heads {
                 f(self.head(qkv, hidden, tokens.clone(), head), table);

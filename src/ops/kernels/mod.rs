@@ -17,6 +17,8 @@ mod optimizer;
 mod product;
 mod rows;
 mod segments;
+#[cfg(test)]
+mod tests;
 
 pub(in crate::ops) use attention::{
     AttentionPlan, DevicePositions, DeviceTable, LARGEST_HEAD, attention, attention_gradient,
