@@ -19,6 +19,8 @@ use crate::ops::tile::{COLUMNS, TileKernel, tiles};
 /// Greatest weight, and the most that a pair of one sign sums up to.
 const MOST: f32 = 127.0;
 const MOST_OF_PAIR: i32 = 128;
+/// Rows by panels that any kernel sums up at a time.
+const MOST_SUMS: usize = 28;
 
 /// A weight `[out, in]`, as `[out / 16][in / 4][16][4]`, zeros in place of what is missing.
 pub(super) struct Int8Panels {
@@ -117,32 +119,37 @@ impl Int8Panels {
         vectorize(
             #[inline(always)]
             || {
-                for panel in panels {
-                    let weights = &self.values.as_slice()[panel * panel_bytes..][..panel_bytes];
-                    let first = panel * COLUMNS;
-                    let columns = COLUMNS.min(self.out - first);
-                    let outputs = Outputs {
-                        scales: lanes(&self.scales, first),
-                        sums: lanes(&self.sums, first),
-                        bias: lanes(bias, first),
-                        activation,
-                        tile,
-                    };
-                    let mut sums = [[0i32; COLUMNS]; 6];
+                let mut sums = [[0i32; COLUMNS]; MOST_SUMS];
+                for panel in panels.clone().step_by(self.kernel.panels()) {
+                    let side_by_side = self.kernel.panels().min(panels.end - panel);
+                    let weights = &self.values.as_slice()[panel * panel_bytes..];
+                    let weights = &weights[..side_by_side * panel_bytes];
                     for (row, rows) in tiles(x.scales.len(), self.kernel.rows()) {
-                        let sums = &mut sums[..rows];
+                        let sums = &mut sums[..rows * side_by_side];
                         let values = &x.values[row * stride..][..rows * stride];
-                        self.kernel.dot(values, weights, sums);
-                        for (r, sums) in sums.iter().enumerate() {
-                            let finished = outputs.finish(sums, x.scales[row + r]);
-                            // SAFETY: the row and the columns are within `y`.
-                            unsafe {
-                                let to = y.add((row + r) * self.out + first);
-                                if columns == COLUMNS {
-                                    to.cast::<[f32; COLUMNS]>().write_unaligned(finished);
-                                } else {
-                                    let from = finished.as_ptr();
-                                    std::ptr::copy_nonoverlapping(from, to, columns);
+                        self.kernel.dot(values, weights, stride, sums);
+                        for i in 0..side_by_side {
+                            let first = (panel + i) * COLUMNS;
+                            let columns = COLUMNS.min(self.out - first);
+                            let outputs = Outputs {
+                                scales: lanes(&self.scales, first),
+                                sums: lanes(&self.sums, first),
+                                bias: lanes(bias, first),
+                                activation,
+                                tile,
+                            };
+                            let sums = sums[i..].iter().step_by(side_by_side);
+                            for (r, sums) in (row..).zip(sums) {
+                                let finished = outputs.finish(sums, x.scales[r]);
+                                // SAFETY: the row and the columns are within `y`.
+                                unsafe {
+                                    let to = y.add(r * self.out + first);
+                                    if columns == COLUMNS {
+                                        to.cast::<[f32; COLUMNS]>().write_unaligned(finished);
+                                    } else {
+                                        let from = finished.as_ptr();
+                                        std::ptr::copy_nonoverlapping(from, to, columns);
+                                    }
                                 }
                             }
                         }
@@ -314,7 +321,7 @@ mod tests {
 
     /// Shapes that do and do not fill tiles, values whose pairs come close to saturation.
     fn problem() -> impl Strategy<Value = (usize, usize, Vec<f32>, Vec<f32>, Vec<f32>)> {
-        (1usize..9, 1usize..40, 1usize..70).prop_flat_map(|(rows, out, input)| {
+        (1usize..32, 1usize..70, 1usize..70).prop_flat_map(|(rows, out, input)| {
             let values = |n| prop::collection::vec(-1.0f32..1.0, n);
             let spread = prop::collection::vec(
                 prop_oneof![4 => -1.0f32..1.0, 1 => Just(1.0), 1 => Just(-1.0)],

@@ -1,4 +1,4 @@
-//! Sums of products of 8-bit numbers: a few rows by sixteen columns.
+//! Sums of products of 8-bit numbers: a few rows by a panel of sixteen columns or two.
 
 use crate::ops::tile::COLUMNS;
 
@@ -32,7 +32,7 @@ impl Int8Kernel {
             if is_x86_feature_detected!("avxvnni") {
                 all.push(Self::AvxVnni);
             }
-            if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vl") {
+            if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512f") {
                 all.push(Self::Avx512Vnni);
             }
         }
@@ -50,18 +50,32 @@ impl Int8Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => 4,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni | Self::AvxVnni => 6,
+            Self::AvxVnni => 6,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => avx512::ROWS,
         }
     }
 
-    /// Σ x·w for each row of `x`, `[rows, depth]`, and each of the sixteen columns of `weights`,
-    /// `[depth / 4][16][4]`. `depth` is a whole number of quads.
-    pub(super) fn dot(self, x: &[u8], weights: &[i8], sums: &mut [[i32; COLUMNS]]) {
-        let depth = weights.len() / COLUMNS;
+    /// Most panels of a call.
+    pub(super) fn panels(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => 2,
+            _ => 1,
+        }
+    }
+
+    /// Σ x·w for each row of `x`, `[rows, depth]`, and each column of `weights`,
+    /// `[panels][depth / 4][16][4]`: `[rows, panels, 16]`. `depth` is a whole number of quads.
+    pub(super) fn dot(self, x: &[u8], weights: &[i8], depth: usize, sums: &mut [[i32; COLUMNS]]) {
+        let panels = weights.len() / (depth * COLUMNS);
+        let rows = x.len() / depth;
         assert!(
             depth.is_multiple_of(QUAD)
-                && weights.len() == depth * COLUMNS
-                && x.len() == depth * sums.len(),
+                && weights.len() == panels * depth * COLUMNS
+                && x.len() == rows * depth
+                && sums.len() == rows * panels
+                && (1..=self.panels()).contains(&panels),
             "shapes of a product in eight bits"
         );
         match self {
@@ -73,7 +87,7 @@ impl Int8Kernel {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
-            Self::Avx512Vnni => unsafe { x86::avx512_vnni::dot(x, weights, sums) },
+            Self::Avx512Vnni => unsafe { avx512::dot(x, weights, depth, sums) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
@@ -172,10 +186,71 @@ mod x86 {
         let pairs = _mm256_maddubs_epi16(x, w);
         _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     });
-    kernel!(avx512_vnni, "avx2,avx512vnni,avx512vl", |sum, x, w| {
-        _mm256_dpbusd_epi32(sum, x, w)
-    });
     kernel!(avx_vnni, "avx2,avxvnni", |sum, x, w| {
         _mm256_dpbusd_avx_epi32(sum, x, w)
     });
+}
+
+/// Fourteen rows by two panels, a panel's quads a register.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{COLUMNS, QUAD};
+
+    pub(super) const ROWS: usize = 14;
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub(super) unsafe fn dot(x: &[u8], weights: &[i8], depth: usize, sums: &mut [[i32; COLUMNS]]) {
+        let rows = x.len() / depth;
+        macro_rules! tiles {
+            ($panels:literal: $($height:literal)+) => {
+                // SAFETY: the caller has checked the shapes.
+                match rows {
+                    $($height => unsafe { tile::<$height, $panels>(x, weights, depth, sums) },)+
+                    rows => unreachable!("a tile of {rows} rows"),
+                }
+            };
+        }
+        match sums.len() == rows {
+            true => tiles!(1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            false => tiles!(2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn tile<const R: usize, const P: usize>(
+        x: &[u8],
+        weights: &[i8],
+        depth: usize,
+        sums: &mut [[i32; COLUMNS]],
+    ) {
+        let mut lanes = [[_mm512_setzero_si512(); P]; R];
+        // SAFETY: `x` has R rows of `depth` values, `weights` P panels of them, `sums` R · P places.
+        unsafe {
+            let (mut x, mut w) = (x.as_ptr(), weights.as_ptr());
+            for _ in 0..depth / QUAD {
+                let mut quads = [_mm512_setzero_si512(); P];
+                for (p, quads) in quads.iter_mut().enumerate() {
+                    let panel = w.add(p * depth * COLUMNS);
+                    *quads = _mm512_loadu_si512(panel.cast());
+                    // The columns that come next, into the second-level cache.
+                    _mm_prefetch::<_MM_HINT_T1>(panel.wrapping_add(weights.len()));
+                }
+                w = w.wrapping_add(QUAD * COLUMNS);
+                for (r, lanes) in lanes.iter_mut().enumerate() {
+                    let quad = x.add(r * depth).cast::<i32>().read_unaligned();
+                    let x = _mm512_set1_epi32(quad);
+                    for (lane, quads) in lanes.iter_mut().zip(quads) {
+                        *lane = _mm512_dpbusd_epi32(*lane, x, quads);
+                    }
+                }
+                x = x.wrapping_add(QUAD);
+            }
+            for (lanes, sums) in lanes.as_flattened().iter().zip(sums) {
+                _mm512_storeu_si512(sums.as_mut_ptr().cast(), *lanes);
+            }
+        }
+    }
 }
