@@ -29,6 +29,7 @@ use crate::http::auth::Access;
 use crate::http::health::Readiness;
 use crate::http::{self, AppState, Edge, Limits, server};
 use crate::hub;
+use crate::ops::device;
 use crate::serving::{
     Loader, Model, Options, Publisher, Residents, Serving, SharedCores, Student, TaskTable,
 };
@@ -190,6 +191,8 @@ impl App {
     ) -> Result<Self, CommandError> {
         let store = Store::open(&config.state).await?;
         let (student, placement) = load_student(&config).await?;
+        let gpu = placement.device().clone();
+        metrics.student_on_gpu(move || device::memory(&gpu));
         if let Some(folder) = &config.adapters {
             add_shipped(&store, folder).await?;
         }

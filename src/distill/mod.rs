@@ -8,6 +8,7 @@ pub mod evaluation;
 pub mod gate;
 pub mod models;
 pub mod pass;
+mod peak;
 pub mod progress;
 pub mod report;
 pub mod rng;

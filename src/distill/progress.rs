@@ -46,4 +46,7 @@ pub struct Step {
     pub tokens_per_second: f64,
     /// Seconds until the stage ends, at the rate so far.
     pub eta_seconds: f64,
+    /// The most memory of a GPU that the process has taken so far, in bytes; absent on a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_peak_bytes: Option<u64>,
 }

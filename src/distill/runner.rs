@@ -308,6 +308,7 @@ impl Shared {
         };
         let ending = supervisor.run().await;
         self.config.metrics.training(None, None);
+        self.config.metrics.training_gpu_memory(None);
         match self.record(job, ending).await {
             Ok(After::Waits) => {}
             Ok(After::IsOver) => {

@@ -13,6 +13,8 @@ mod family;
 mod head;
 mod layer;
 mod names;
+#[cfg(all(test, feature = "cuda"))]
+mod on_gpu;
 mod packed;
 mod placement;
 mod relative;

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 
 use super::head::Head;
 use super::layer::Adapted;
-use super::weights::check_shape;
+use super::weights::{bytes, check_shape};
 use super::{Encoder, EncoderError, LinearSpec, Site};
 use crate::ops::{ColumnMap, Dropout, Linear, LoraUpdate};
 
@@ -153,6 +153,18 @@ impl TaskWeights {
             linear.weight.elem_count() + linear.bias.as_ref().map_or(0, Tensor::elem_count)
         };
         lora + self.head.linears().map(count).sum::<usize>()
+    }
+
+    /// Memory of the LoRA and head weights, as they are on the device.
+    pub fn bytes(&self) -> usize {
+        let lora = self.updates.values().flat_map(|updates| updates.iter());
+        let lora = lora.flat_map(|LoraUpdate { a, b, map, .. }| {
+            let map = map.iter().flat_map(|map| [&map.gain, &map.shift]);
+            [a, b].into_iter().chain(map)
+        });
+        let head = self.head.linears();
+        let head = head.flat_map(|linear| [Some(&linear.weight), linear.bias.as_ref()]);
+        lora.chain(head.flatten()).map(bytes).sum()
     }
 
     pub(super) fn updates(&self, site: Site) -> Option<&Arc<[LoraUpdate]>> {

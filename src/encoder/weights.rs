@@ -9,6 +9,11 @@ use super::stored::StoredTensors;
 use super::{EncoderError, Family, HeadNames};
 use crate::ops::{Linear, Norm};
 
+/// Memory of a tensor's elements.
+pub(super) fn bytes(tensor: &Tensor) -> usize {
+    tensor.elem_count() * tensor.dtype().size_in_bytes()
+}
+
 /// Tensors by name, as they are stored in f32, without the family's prefix.
 #[derive(Clone, Debug, Default)]
 pub struct Weights(BTreeMap<String, Tensor>);
@@ -80,8 +85,7 @@ impl Weights {
                 .is_some_and(|other| other.id() == tensor.id())
         };
         let own = self.0.iter().filter(|entry| !is_shared(entry));
-        own.map(|(_, tensor)| tensor.elem_count() * tensor.dtype().size_in_bytes())
-            .sum()
+        own.map(|(_, tensor)| bytes(tensor)).sum()
     }
 
     /// Puts views of a frozen fused linear in the place of its parts, whose names are in order.

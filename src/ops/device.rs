@@ -96,6 +96,12 @@ pub fn upload(device: &Device, arrays: &[&[u32]]) -> Result<Vec<Tensor>> {
         .collect()
 }
 
+/// Copies to GPUs and back that this thread has made.
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) fn copies() -> (usize, usize) {
+    cuda::copies()
+}
+
 /// The values of a tensor in f32, on their way to the host.
 pub struct Download(Values);
 

@@ -54,10 +54,9 @@ impl Student {
             Mode::Merged => Classifier::merged(&self.encoder, adapter)?,
         };
         let merged = (!Arc::ptr_eq(&encoder, &self.encoder)).then_some(encoder);
-        let weight_bytes = match &merged {
-            None => bytes(adapter.parameters()),
-            Some(own) => own.bytes_beside(&self.encoder) as u64,
-        };
+        let own = merged.as_ref();
+        let encoder_bytes = own.map_or(0, |own| own.bytes_beside(&self.encoder));
+        let weight_bytes = (weights.bytes() + encoder_bytes) as u64;
         let most = self.encoder.config().max_sequence_length();
         Ok(LiveTask {
             name: String::new(),

@@ -8,9 +8,10 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use super::gpu::Gpus;
+use super::gpu::GpuGauges;
 use super::memory;
 use super::request::{Outcome, RequestGuard};
+use crate::ops::device::DeviceMemory;
 
 /// Seconds: a short text takes about a millisecond on a CPU core.
 const SECONDS: [f64; 14] = [
@@ -53,10 +54,7 @@ pub struct Metrics {
     training_tokens_per_second: Gauge,
     process_resident: IntGauge,
     process_peak: IntGauge,
-    gpu_total: IntGaugeVec,
-    gpu_used: IntGaugeVec,
-    gpu_own: IntGaugeVec,
-    gpus: Gpus,
+    gpu: GpuGauges,
 }
 
 /// Latency of one text alone (batch 1), as the live version's report gives it.
@@ -195,25 +193,7 @@ impl Metrics {
                 "kdlora_process_peak_resident_memory_bytes",
                 "Highest resident memory of the server process so far.",
             )?,
-            gpu_total: gauges(
-                &r,
-                "kdlora_gpu_memory_total_bytes",
-                "Memory of the GPU.",
-                &["gpu"],
-            )?,
-            gpu_used: gauges(
-                &r,
-                "kdlora_gpu_memory_used_bytes",
-                "Memory of the GPU that is used, by any process.",
-                &["gpu"],
-            )?,
-            gpu_own: gauges(
-                &r,
-                "kdlora_gpu_memory_process_bytes",
-                "Memory of the GPU that this process uses.",
-                &["gpu"],
-            )?,
-            gpus: Gpus::find(),
+            gpu: GpuGauges::new(&r)?,
             registry: r,
         }
         .quiet())
@@ -246,7 +226,7 @@ impl Metrics {
     pub fn task_live(&self, task: &str, version: u64, measured: MeasuredLatency) {
         self.live_version
             .with_label_values(&[task])
-            .set(i64::try_from(version).unwrap_or(i64::MAX));
+            .set(to_i64(version));
         for (model, p50) in MODELS
             .into_iter()
             .zip([measured.student_p50, measured.teacher_p50])
@@ -270,8 +250,7 @@ impl Metrics {
     /// Adapters in memory, and their bytes.
     pub fn adapters(&self, count: usize, bytes: u64) {
         self.adapters.set(to_i64(count));
-        self.adapter_bytes
-            .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.adapter_bytes.set(to_i64(bytes));
     }
 
     /// A version has been read into memory, or could not be.
@@ -309,9 +288,12 @@ impl Metrics {
 
     /// Number of jobs in one state.
     pub fn jobs(&self, state: &str, count: u64) {
-        self.jobs
-            .with_label_values(&[state])
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.jobs.with_label_values(&[state]).set(to_i64(count));
+    }
+
+    /// The student has been loaded onto a GPU; `read` says what this process uses there.
+    pub fn student_on_gpu(&self, read: impl Fn() -> Option<DeviceMemory> + Send + Sync + 'static) {
+        self.gpu.student_loaded(read);
     }
 
     /// Progress of the running job; both `None` when it has ended.
@@ -321,34 +303,28 @@ impl Metrics {
             .set(tokens_per_second.unwrap_or(0.0));
     }
 
+    /// The most memory of a GPU that the running job has taken so far; `None` when it has ended.
+    pub fn training_gpu_memory(&self, bytes: Option<u64>) {
+        self.gpu.training(bytes);
+    }
+
     /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         if let Some(bytes) = memory::resident_bytes() {
-            self.process_resident
-                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            self.process_resident.set(to_i64(bytes));
         }
         if let Some(bytes) = memory::peak_resident_bytes() {
-            self.process_peak
-                .set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            self.process_peak.set(to_i64(bytes));
         }
-        for gpu in self.gpus.memory() {
-            let index = gpu.index.to_string();
-            for (gauges, bytes) in [
-                (&self.gpu_total, gpu.total),
-                (&self.gpu_used, gpu.used),
-                (&self.gpu_own, gpu.own),
-            ] {
-                gauges
-                    .with_label_values(&[&index])
-                    .set(i64::try_from(bytes).unwrap_or(i64::MAX));
-            }
-        }
+        let adapters = self.adapter_bytes.get();
+        self.gpu.refresh(u64::try_from(adapters).unwrap_or(0));
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
 
-fn to_i64(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
+/// What is more than a gauge can hold is as much as it can.
+pub(super) fn to_i64(count: impl TryInto<i64>) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
 }
 
 fn register<C: Collector + Clone + 'static>(
@@ -359,7 +335,11 @@ fn register<C: Collector + Clone + 'static>(
     Ok(collector)
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+pub(super) fn gauge(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+) -> Result<IntGauge, prometheus::Error> {
     register(registry, IntGauge::new(name, help)?)
 }
 
@@ -367,7 +347,7 @@ fn float(registry: &Registry, name: &str, help: &str) -> Result<Gauge, prometheu
     register(registry, Gauge::new(name, help)?)
 }
 
-fn gauges(
+pub(super) fn gauges(
     registry: &Registry,
     name: &str,
     help: &str,
@@ -393,7 +373,49 @@ fn seconds(registry: &Registry, name: &str, help: &str) -> Result<HistogramVec, 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
+
+    #[test]
+    fn memory_of_the_gpu_is_told_by_kind() {
+        let metrics = Metrics::new().expect("metrics");
+        let kinds = |metrics: &Metrics| {
+            let text = metrics.render().expect("text");
+            let lines = text.lines().map(str::to_owned);
+            let own = lines.filter(|line| line.starts_with("kdlora_gpu_memory_kind_bytes"));
+            own.collect::<Vec<_>>()
+        };
+        metrics.adapters(1, 30);
+        assert!(kinds(&metrics).is_empty(), "there is no GPU");
+
+        let told = Arc::new(AtomicU64::new(500));
+        let peak = Arc::clone(&told);
+        metrics.student_on_gpu(move || {
+            let peak = peak.load(Ordering::Relaxed);
+            let (used, reserved) = (500, 2000);
+            Some(DeviceMemory {
+                used,
+                peak,
+                reserved,
+            })
+        });
+        told.store(1200, Ordering::Relaxed);
+        metrics.training_gpu_memory(Some(77));
+        let of = |kind: &str, bytes: u64| {
+            format!("kdlora_gpu_memory_kind_bytes{{kind=\"{kind}\"}} {bytes}")
+        };
+        let all = [
+            of("activations", 1200 - 500 - 30),
+            of("adapters", 30),
+            of("training", 77),
+            of("weights", 500),
+        ];
+        assert_eq!(kinds(&metrics), all);
+        metrics.training_gpu_memory(None);
+        assert!(!kinds(&metrics).contains(&of("training", 77)));
+    }
 
     #[test]
     fn a_version_without_figures_takes_the_old_ones_away() {

@@ -6,7 +6,8 @@
     reason = "each test file uses a part of it"
 )]
 
-use std::ffi::OsStr;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -25,9 +26,15 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 const VOCABULARY: u64 = 60;
 
 pub fn golden(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
-        .join(path)
+    // Said again when a test runs: it may have been built elsewhere.
+    let root = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let root = root.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    root.join("tests/golden").join(path)
+}
+
+/// `kdlora` itself; where a test was built elsewhere, the variable says where it is.
+pub fn program() -> OsString {
+    env::var_os("CARGO_BIN_EXE_kdlora").unwrap_or_else(|| env!("CARGO_BIN_EXE_kdlora").into())
 }
 
 /// Folders of a server: student, ready-made adapters, state.
@@ -131,7 +138,7 @@ impl Install {
 
     /// The same with another student.
     pub fn command_for(&self, student: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kdlora"));
+        let mut command = Command::new(program());
         command
             .args([
                 "--log",

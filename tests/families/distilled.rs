@@ -6,7 +6,7 @@ use kdlora::adapter::AdapterFolder;
 use serde_json::{Value, json};
 
 use crate::cases::Case;
-use crate::common::{Install, letters_or_digits};
+use crate::common::{Install, letters_or_digits, program};
 
 pub(crate) fn a_teacher_is_distilled(model_type: &str) {
     let cases = Case::of(model_type);
@@ -25,7 +25,7 @@ pub(crate) fn a_teacher_is_distilled(model_type: &str) {
     });
     std::fs::write(&spec, request.to_string()).unwrap();
     let out = install.state().with_extension("out");
-    let output = Command::new(env!("CARGO_BIN_EXE_kdlora"))
+    let output = Command::new(program())
         .args(["--log", "warn", "distill", "--threads", "1", "--spec"])
         .arg(&spec)
         .arg("--student")

@@ -16,13 +16,13 @@ use crate::distill::dataset::{self, Dataset, KnownTask, Row};
 use crate::distill::evaluation::{Evaluation, calibrate, evaluate};
 use crate::distill::models::{ADAPTER_WEIGHTS, Base, Places, adapter_folder, file_bytes};
 use crate::distill::pass::{Answering, Listener, PassError, examples};
+use crate::distill::peak;
 use crate::distill::progress::{Event, Stage};
 use crate::distill::report::{ModelSize, TrainingSummary};
 use crate::distill::training::{
     Checkpoints, LayerTeacher, Learning, TrainError, Trainee, predict, train,
 };
 use crate::encoder::{EncoderConfig, Weights};
-use crate::telemetry::memory;
 use crate::text::{Sequence, Tokenizer};
 
 /// What a process of a comparison is to do.
@@ -179,7 +179,7 @@ impl Bench<'_> {
         let train_rows = examples(&self.data.train, &sequences, teacher.as_deref(), read);
         let validation_rows = examples(&self.data.validation, &sequences, None, None);
         drop((sequences, teacher));
-        memory::reset_peak();
+        peak::begin(trainee.device());
         let listener = &mut self.listener;
         listener(Event::Stage {
             stage: Stage::StudentTraining,
@@ -192,7 +192,7 @@ impl Bench<'_> {
             &learning,
             &mut progress,
         )?;
-        let training_bytes = memory::peak_resident_bytes();
+        let training_bytes = peak::end(trainee.device());
         let model = self.files.model(&name);
         files::remove(&model)?;
         match trainee.adapter(&best, task.clone())? {
@@ -238,9 +238,10 @@ impl Bench<'_> {
         let (cell, name) = (self.cell, self.cell.name());
         let loaded = load_model(cell, self.files, self.places)?;
         let sequences = self.sequences(&loaded.base)?;
-        memory::reset_peak();
+        let device = loaded.base.encoder.device();
+        peak::begin(device);
         let test = self.answers(&loaded, &self.data.test.clone(), &sequences)?;
-        let inference_bytes = memory::peak_resident_bytes();
+        let inference_bytes = peak::end(device);
         let validation = self.answers(&loaded, &self.data.validation.clone(), &sequences)?;
         let (kind, names) = (self.data.task_kind, &self.data.label_names);
         let labels = dataset::labels(&self.data.test);

@@ -121,6 +121,7 @@ pub(super) fn measure(
                 loss: None,
                 tokens_per_second: 0.0,
                 eta_seconds: seconds / rounds_done as f64 * (total - rounds_done) as f64,
+                gpu_peak_bytes: None,
             }));
         };
         times.push(measure_in_turns(

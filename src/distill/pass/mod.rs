@@ -13,6 +13,7 @@ use candle_core::Tensor;
 use super::dataset::{self, DataError, Dataset, Row, Split};
 use super::evaluation::EvaluationError;
 use super::models::{ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, file_bytes};
+use super::peak;
 use super::progress::{Event, Stage, Step};
 use super::report::{PeakMemory, Report, ReportError, TrainingSummary};
 use super::spec::{DistillSpec, SpecError, TrainingSpec};
@@ -23,7 +24,6 @@ use super::training::{
 use crate::adapter::{AdapterError, AdapterFolder, write_folder};
 use crate::encoder::{Encoder, EncoderError, TaskWeights};
 use crate::hub::HubError;
-use crate::telemetry::memory;
 use crate::text::{Sequence, TokenizerError};
 pub(in crate::distill) use judge::forward;
 use teach::{AnyTeacher, Taught};
@@ -188,6 +188,7 @@ impl Answering {
             loss: None,
             tokens_per_second: self.tokens as f64 / seconds,
             eta_seconds: seconds / self.sequences as f64 * left as f64,
+            gpu_peak_bytes: None,
         }
     }
 }
@@ -303,7 +304,8 @@ impl Pass<'_> {
         self.count_truncated(&sequences);
 
         self.stage(Stage::StudentTraining);
-        memory::reset_peak();
+        let device = student.encoder.device().clone();
+        peak::begin(&device);
         let labels = self.data.label_names.len();
         let trainee = Trainee::lora(
             student.encoder.clone(),
@@ -341,15 +343,15 @@ impl Pass<'_> {
             checkpoint: checkpoint.as_ref(),
         };
         let (best, training) = self.train(&trainee, lessons, &spec.training, spec.lora.dropout)?;
-        let training_bytes = memory::peak_resident_bytes();
+        let training_bytes = peak::end(&device);
         drop(layers);
         let (_, weights) = trainee.network_of(best.clone())?;
 
         self.stage(Stage::Evaluation);
-        memory::reset_peak();
+        peak::begin(&device);
         let all: Vec<&Sequence> = sequences.iter().collect();
         let answers = self.answers(&student.encoder, &weights, &all)?;
-        let inference_bytes = memory::peak_resident_bytes();
+        let inference_bytes = peak::end(&device);
         let task = student.task_config(&self.data, &spec.training);
         let Some(mut adapter) = trainee.adapter(&best, task)? else {
             return Err(AdapterError::NoLora.into());

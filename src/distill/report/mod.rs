@@ -127,9 +127,10 @@ pub struct Latency {
     pub batch_32: LatencyAt,
 }
 
-/// Greatest resident memory of the process while the student trained, and while it answered, in
-/// bytes: the program, the student's encoder and the rows with their tokens are in both. Absent
-/// where the operating system does not say.
+/// Greatest memory while the student trained, and while it answered, in bytes. On a CPU it is the
+/// resident memory of the process: the program, the student's encoder and the rows with their tokens
+/// are in both. On a GPU it is what the process had of the GPU's memory. Absent where the system
+/// does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PeakMemory {
     #[serde(default, skip_serializing_if = "Option::is_none")]

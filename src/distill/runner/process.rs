@@ -185,6 +185,9 @@ impl Supervisor<'_> {
                         progress.loss = step.loss.or(progress.loss);
                         progress.tokens_per_second = Some(step.tokens_per_second);
                         progress.eta_seconds = Some(step.eta_seconds);
+                        if step.gpu_peak_bytes.is_some() {
+                            self.config.metrics.training_gpu_memory(step.gpu_peak_bytes);
+                        }
                         changed = true;
                     }
                     Some(Event::Done) => verdict = Some(Verdict::Done),

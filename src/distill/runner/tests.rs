@@ -284,6 +284,23 @@ async fn the_process_gets_the_variables_of_the_server() {
 }
 
 #[tokio::test]
+async fn metrics_tell_a_jobs_gpu_memory_while_it_runs() {
+    let step = r#"{"event":"step","step":1,"steps":2,"tokens_per_second":1.0,"eta_seconds":1.0,"gpu_peak_bytes":4711}"#;
+    let house = house(&format!("echo '{step}'; cat")).await;
+    let id = house.queue(false).await;
+    let told = || house.runner.shared.config.metrics.render().unwrap();
+    let line = r#"kdlora_gpu_memory_kind_bytes{kind="training"} 4711"#;
+    let look = async {
+        while !told().contains(line) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.unwrap();
+    house.runner.cancel(&id).await.unwrap();
+    assert!(!told().contains("kind=\"training\""), "{}", told());
+}
+
+#[tokio::test]
 async fn metrics_count_jobs_by_state() {
     let house = house("exit 1").await;
     house.end_of(&house.queue(true).await).await;

@@ -5,9 +5,8 @@ use std::fmt;
 
 use super::trainee::Trainee;
 use super::trainer::{Learning, TrainError};
+use crate::distill::peak;
 use crate::encoder::{Encoder, EncoderConfig};
-use crate::ops::device;
-use crate::telemetry::memory;
 
 const FLOAT: u64 = 4;
 
@@ -135,14 +134,9 @@ pub(super) fn probe(
 ) -> Result<Option<u64>, TrainError> {
     let later = 3 * FLOAT * trainee.optimized() as u64;
     let device = trainee.device();
-    memory::reset_peak();
-    device::reset_peak(device);
+    peak::begin(device);
     step()?;
-    let peak = match device::memory(device) {
-        Some(memory) => Some(memory.peak),
-        None => memory::peak_resident_bytes(),
-    };
-    Ok(peak.map(|peak| peak + later))
+    Ok(peak::end(device).map(|peak| peak + later))
 }
 
 /// A number of bytes to read.

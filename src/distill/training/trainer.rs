@@ -347,6 +347,7 @@ impl<'a> Run<'a> {
             loss: Some(loss),
             tokens_per_second: self.at.tokens as f64 / seconds,
             eta_seconds: seconds / self.at.step as f64 * (self.steps - self.at.step) as f64,
+            gpu_peak_bytes: device::memory(self.trainee.device()).map(|memory| memory.peak),
         }
     }
 

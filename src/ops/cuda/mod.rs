@@ -9,6 +9,8 @@ mod attention;
 mod memory;
 mod ops;
 mod runtime;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod view;
 
@@ -22,4 +24,6 @@ pub(super) use ops::{
     norm_parameters_gradient, product, segment_linears, trained_linear, unfold,
 };
 pub(super) use runtime::{exclusive, open};
+#[cfg(test)]
+pub(super) use transfer::copies;
 pub(super) use transfer::{Download, upload};

@@ -1,7 +1,8 @@
 //! Copies between host and device: one to the device for a batch, one back, through host memory
 //! that the device reaches by itself (pinned), and counted.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+#[cfg(test)]
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DevicePtr as _, result};
@@ -11,15 +12,22 @@ use candle_core::{DType, Result, Storage, Tensor};
 
 use super::view::with_view;
 
-/// Copies to the device and back since the start, as this module made them.
 #[cfg(test)]
-pub(super) fn copies() -> (u64, u64) {
-    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    (read(&TO_DEVICE), read(&TO_HOST))
+thread_local! {
+    /// Copies to the device and back that this thread has made.
+    static COPIES: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
-static TO_DEVICE: AtomicU64 = AtomicU64::new(0);
-static TO_HOST: AtomicU64 = AtomicU64::new(0);
+#[cfg(test)]
+pub(in crate::ops) fn copies() -> (usize, usize) {
+    COPIES.get()
+}
+
+#[cfg(test)]
+fn note(to_device: usize, to_host: usize) {
+    let (before, back) = COPIES.get();
+    COPIES.set((before + to_device, back + to_host));
+}
 
 /// Pinned memory of some 32-bit values, and when the device has done with it.
 struct Pinned {
@@ -97,7 +105,8 @@ pub(in crate::ops) fn upload(device: &CudaDevice, arrays: &[&[u32]]) -> Result<V
     unsafe { result::memcpy_htod_async(address, values, stream.cu_stream()) }.w()?;
     pinned.done.record(&stream).w()?;
     pinned.give_back();
-    TO_DEVICE.fetch_add(1, Ordering::Relaxed);
+    #[cfg(test)]
+    note(1, 0);
     let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(target, device.clone()));
     let all = Tensor::from_storage(storage, count.max(1), BackpropOp::none(), false);
     let mut start = 0;
@@ -130,7 +139,8 @@ impl Download {
             #[allow(unsafe_code)]
             unsafe { result::memcpy_dtoh_async(target, view.at.0, stream.cu_stream()) }.w()?;
             pinned.done.record(&stream).w()?;
-            TO_HOST.fetch_add(1, Ordering::Relaxed);
+            #[cfg(test)]
+            note(0, 1);
             Ok(Self {
                 pinned: Some(pinned),
                 count,

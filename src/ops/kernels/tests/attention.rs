@@ -1,7 +1,5 @@
 //! Attention and its gradients, with all kinds of positions.
 
-use std::sync::Arc;
-
 use super::*;
 use crate::ops::{
     self, AttentionShape, Borders, Disentangled, PositionTable, Positions, RelativeRows,

@@ -1,0 +1,254 @@
+//! Forwards of a student and a teacher on a device: `cargo bench --features cuda --bench device --
+//! --student DIR --teacher DIR`. Prints a JSON object a line: name, value, unit; medians of five
+//! rounds. `tests/gpu.sh` runs it beside PyTorch.
+//!
+//! Texts are those of the test split of movie-sentiment, sorted by length, several times over;
+//! tokens are made beforehand. The teacher reads the student's tokens: only its speed counts.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::DType;
+use clap::Parser;
+use kdlora::adapter::{AdapterFolder, Classifier};
+use kdlora::encoder::{Encoder, Logits, Placement, Segment};
+use kdlora::ops::{Precision, device};
+use kdlora::text::{Input, PackedBatch, Sequence, Tokenizer};
+use serde_json::json;
+
+const TASK: &str = "movie-sentiment";
+const ROUNDS: usize = 5;
+/// Adapters that answer in one batch.
+const ADAPTERS: usize = 100;
+
+#[derive(Parser)]
+struct Args {
+    /// Folder of the student's encoder.
+    #[arg(long)]
+    student: PathBuf,
+    /// Folder of a teacher's encoder; its weights may be random.
+    #[arg(long)]
+    teacher: Option<PathBuf>,
+    /// `cpu` or the number of a GPU.
+    #[arg(long, default_value = "0")]
+    device: String,
+    /// Times that the texts are repeated.
+    #[arg(long, default_value_t = 20)]
+    repeat: usize,
+    /// Tokens of a batch.
+    #[arg(long, default_value_t = 16_384)]
+    batch_tokens: usize,
+    /// Given by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() {
+    let args = Args::parse();
+    let placement = match args.device.parse() {
+        Ok(ordinal) => {
+            let gpu = device::open_cuda(ordinal).expect("a GPU");
+            Placement::gpu(gpu, DType::BF16)
+        }
+        Err(_) => Placement::cpu(Precision::F32),
+    };
+    say(
+        "device",
+        json!(placement.device_name()),
+        placement.dtype_name(),
+    );
+    let texts = texts(&args.student);
+    let mut repeated: Vec<&Sequence> = (0..args.repeat).flat_map(|_| &texts).collect();
+    repeated.sort_by_key(|sequence| sequence.ids.len());
+    let batches = batches(&repeated, args.batch_tokens);
+
+    let (encoder, task) = load(&placement, &args.student);
+    let one = |_: usize| vec![&task; 1];
+    let student = throughput(&encoder, &batches, one);
+    say("student throughput", json!(student), "texts/s");
+    let lone = lone_latency(&encoder, &texts, &task);
+    say("student lone forward", json!(1e3 * lone), "ms");
+    agreement(&args.student, &encoder, &task, &texts);
+
+    let folder = adapter();
+    let classifiers: Vec<Classifier> = (0..ADAPTERS)
+        .map(|_| Classifier::from_adapter(Arc::clone(&encoder), &folder).expect("it fits"))
+        .collect();
+    let all = |sequences: usize| classifiers.iter().take(sequences).collect();
+    let mixed = throughput(&encoder, &batches, all);
+    say("100 adapters mixed", json!(mixed), "texts/s");
+    drop(classifiers);
+
+    if let Some(memory) = device::memory(placement.device()) {
+        say("student peak memory", json!(memory.peak >> 20), "MiB");
+    }
+    if let Some(dir) = &args.teacher {
+        let encoder = Arc::new(placement.load_for_inference(dir).expect("a teacher"));
+        let plain = Classifier {
+            weights: kdlora::encoder::TaskWeights::new(&encoder, Vec::new(), head(&encoder))
+                .expect("a head"),
+            task: task.task.clone(),
+            encoder: Arc::clone(&encoder),
+        };
+        let teacher = throughput(&encoder, &batches, |_| vec![&plain]);
+        say("teacher throughput", json!(teacher), "texts/s");
+        let lone = lone_latency(&encoder, &texts, &plain);
+        say("teacher lone forward", json!(1e3 * lone), "ms");
+    }
+}
+
+fn say(name: &str, value: serde_json::Value, unit: &str) {
+    println!("{}", json!({"name": name, "value": value, "unit": unit}));
+}
+
+fn adapter() -> AdapterFolder {
+    let adapter = format!("models/adapters/{TASK}/student");
+    AdapterFolder::read(Path::new(&adapter)).expect("an adapter")
+}
+
+fn load(placement: &Placement, dir: &Path) -> (Arc<Encoder>, Classifier) {
+    let encoder = Arc::new(placement.load_for_inference(dir).expect("an encoder"));
+    let task = Classifier::from_adapter(Arc::clone(&encoder), &adapter()).expect("it fits");
+    (encoder, task)
+}
+
+/// MPNet's head for two labels, of zeros.
+fn head(encoder: &Encoder) -> std::collections::BTreeMap<String, candle_core::Tensor> {
+    let hidden = encoder.config().hidden_size;
+    let zeros = |shape: &[usize]| {
+        candle_core::Tensor::zeros(shape, DType::F32, &candle_core::Device::Cpu).expect("memory")
+    };
+    [
+        ("classifier.dense.weight", zeros(&[hidden, hidden])),
+        ("classifier.dense.bias", zeros(&[hidden])),
+        ("classifier.out_proj.weight", zeros(&[2, hidden])),
+        ("classifier.out_proj.bias", zeros(&[2])),
+    ]
+    .into_iter()
+    .map(|(name, tensor)| (name.to_owned(), tensor))
+    .collect()
+}
+
+fn texts(student: &Path) -> Vec<Sequence> {
+    let tokenizer = Tokenizer::load(student).expect("a tokenizer");
+    let rows = fs::read_to_string(format!("data/{TASK}/test.jsonl")).expect("the data set");
+    rows.lines()
+        .map(|line| {
+            let row: serde_json::Value = serde_json::from_str(line).expect("a row");
+            let input = Input {
+                text: row["text"].as_str().expect("a text").to_owned(),
+                text_pair: None,
+            };
+            tokenizer.encode(&input, 128, None).expect("a short text")
+        })
+        .collect()
+}
+
+/// In this order, as many a batch as its tokens allow.
+fn batches<'a>(sequences: &[&'a Sequence], tokens: usize) -> Vec<Vec<&'a Sequence>> {
+    let mut all: Vec<Vec<&Sequence>> = vec![Vec::new()];
+    let mut filled = 0;
+    for sequence in sequences {
+        if filled + sequence.ids.len() > tokens {
+            all.push(Vec::new());
+            filled = 0;
+        }
+        filled += sequence.ids.len();
+        all.last_mut().expect("one").push(sequence);
+    }
+    all
+}
+
+/// Texts a second, median of the rounds. As in the server a batch is prepared while the one before
+/// it is computed. The tasks of a batch share its sequences out evenly.
+fn throughput<'a>(
+    encoder: &Encoder,
+    batches: &[Vec<&Sequence>],
+    tasks: impl Fn(usize) -> Vec<&'a Classifier>,
+) -> f64 {
+    let texts: usize = batches.iter().map(Vec::len).sum();
+    let round = || {
+        let start = Instant::now();
+        let mut under_way: VecDeque<Logits> = VecDeque::new();
+        for sequences in batches {
+            let batch = PackedBatch::new(sequences.iter().copied());
+            let tasks = tasks(sequences.len());
+            let border = |task: usize| task * sequences.len() / tasks.len();
+            let segments: Vec<Segment<'_>> = tasks
+                .iter()
+                .enumerate()
+                .map(|(i, task)| Segment {
+                    sequences: border(i)..border(i + 1),
+                    weights: &task.weights,
+                })
+                .collect();
+            under_way.push_back(encoder.launch(&batch, &segments).expect("logits"));
+            if under_way.len() > 1 {
+                let first = under_way.pop_front().expect("two");
+                black_box(first.wait().expect("logits"));
+            }
+        }
+        for rest in under_way {
+            black_box(rest.wait().expect("logits"));
+        }
+        texts as f64 / start.elapsed().as_secs_f64()
+    };
+    round();
+    median((0..ROUNDS).map(|_| round()).collect())
+}
+
+/// Seconds from a text's tokens to its logits, median.
+fn lone_latency(encoder: &Encoder, texts: &[Sequence], task: &Classifier) -> f64 {
+    let mut times = Vec::new();
+    for (i, sequence) in texts.iter().cycle().take(ROUNDS * 200).enumerate() {
+        let batch = PackedBatch::new([sequence]);
+        let segment = Segment {
+            sequences: 0..1,
+            weights: &task.weights,
+        };
+        let start = Instant::now();
+        black_box(encoder.logits(&batch, &[segment]).expect("logits"));
+        if i >= 100 {
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    median(times)
+}
+
+/// Holds the logits to those of the CPU in f32.
+fn agreement(dir: &Path, encoder: &Encoder, task: &Classifier, texts: &[Sequence]) {
+    let (plain, on_cpu) = load(&Placement::default(), dir);
+    let logits = |encoder: &Encoder, task: &Classifier, texts: &[Sequence]| {
+        let segment = Segment {
+            sequences: 0..texts.len(),
+            weights: &task.weights,
+        };
+        let rows = encoder.logits(&PackedBatch::new(texts), &[segment]);
+        rows.expect("logits")
+    };
+    let (mut alike, mut most) = (0, 0f32);
+    for part in texts.chunks(64) {
+        let (there, here) = (logits(encoder, task, part), logits(&plain, &on_cpu, part));
+        for (there, here) in there.iter().zip(&here) {
+            alike += usize::from(largest(there) == largest(here));
+            let apart = there.iter().zip(here).map(|(a, b)| (a - b).abs());
+            most = apart.fold(most, f32::max);
+        }
+    }
+    let share = 100.0 * alike as f64 / texts.len() as f64;
+    say("labels as on the CPU in f32", json!(share), "%");
+    say("greatest distance of a logit", json!(most), "");
+}
+
+fn largest(row: &[f32]) -> Option<usize> {
+    (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,171 @@
+//! What users see of a GPU: golden answers, a server and a pass on it. Needs one: `tests/gpu.sh`,
+//! or `cargo test --features cuda --test gpu -- --ignored`.
+#![cfg(feature = "cuda")]
+
+#[path = "families/cases.rs"]
+#[allow(dead_code, reason = "the families' tests use the rest")]
+mod cases;
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use cases::{Case, assert_close};
+use common::{Install, Server, letters_or_digits, program};
+use kdlora::adapter::Classifier;
+use kdlora::encoder::Placement;
+use kdlora::ops::device;
+use serde_json::{Value, json};
+
+/// The case's classifier on the GPU.
+fn classifier(case: &Case, gpu: &Device, dtype: DType) -> Classifier {
+    let placement = Placement::gpu(gpu.clone(), dtype);
+    let dir = case.model_folder();
+    match case.adapter() {
+        None => Classifier::load(&dir, &placement).expect("a classifier"),
+        Some(adapter) => {
+            let encoder = placement.load_for_inference(&dir).expect("an encoder");
+            Classifier::from_adapter(Arc::new(encoder), &adapter).expect("it fits")
+        }
+    }
+}
+
+/// Mean distance to the golden logits, by their mean size: the models are random and a few values
+/// wide, so that roundings hardly cancel out.
+fn relative_error(rows: &[Vec<f32>], case: &Case) -> f32 {
+    let golden = case.sequences.iter().flat_map(|golden| &golden.logits);
+    let found = rows.iter().flatten();
+    let error: f32 = found.zip(golden.clone()).map(|(a, b)| (a - b).abs()).sum();
+    error / golden.map(|x| x.abs()).sum::<f32>()
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn golden_logits_of_all_families_and_adapters() {
+    let gpu = device::open_cuda(0).expect("a GPU");
+    let mut worst: BTreeMap<&str, f32> = BTreeMap::new();
+    for case in Case::all() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let rows = classifier(&case, &gpu, dtype).logits(&case.batch());
+            let rows = rows.unwrap_or_else(|error| panic!("{} in {dtype:?}: {error}", case.name));
+            if dtype == DType::F32 {
+                for (row, golden) in rows.iter().zip(&case.sequences) {
+                    assert_close(row, &golden.logits, 1e-3, &case.name);
+                }
+            }
+            let error = relative_error(&rows, &case);
+            let entry = worst.entry(dtype.as_str()).or_default();
+            *entry = entry.max(error);
+            let bound = if dtype == DType::BF16 { 0.1 } else { 0.015 };
+            assert!(error < bound, "{} in {dtype:?}: off by {error}", case.name);
+        }
+    }
+    println!("greatest relative error of golden logits: {worst:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs an NVIDIA GPU"]
+async fn a_server_answers_from_the_gpu_and_tells_its_memory() {
+    let install = Install::new();
+    let mut command = install.command();
+    let there = Server::start(command.args(["--device", "cuda:0", "--dtype", "f32"]));
+    let other = Install::new();
+    let here = Server::start(other.command().args(["--device", "cpu"]));
+    let body = json!({"inputs": install.tokens().join(" "), "raw_scores": true});
+    for task in ["pairs", "pooler"] {
+        let route = format!("/v1/classify/{task}");
+        let scores = async |server: &Server| -> Vec<(String, f64)> {
+            let (status, answer) = server.post(&route, &body).await;
+            assert_eq!(status, 200, "{answer}");
+            let all = answer["predictions"][0]["scores"].as_object();
+            let all = all.expect("scores of each label").iter();
+            let value =
+                |(label, score): (&String, &Value)| (label.clone(), score.as_f64().unwrap());
+            all.map(value).collect()
+        };
+        let (there, here) = (scores(&there).await, scores(&here).await);
+        assert!(!there.is_empty());
+        for ((label, there), (same, here)) in there.iter().zip(&here) {
+            assert_eq!(label, same);
+            assert!((there - here).abs() < 1e-3, "{there}, on the CPU {here}");
+        }
+    }
+    let (_, metrics) = there.get("/metrics").await;
+    let metrics = metrics.as_str().expect("text");
+    for kind in ["weights", "adapters", "activations"] {
+        let name = format!("kdlora_gpu_memory_kind_bytes{{kind=\"{kind}\"}} ");
+        let mut lines = metrics.lines();
+        let bytes = lines.find_map(|line| line.strip_prefix(name.as_str()));
+        assert!(
+            bytes.expect(kind).parse::<u64>().expect("a number") > 0,
+            "{kind}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_pass_trains_on_the_gpu_like_on_the_cpu() {
+    let install = Install::of("bert-pairs");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let spec = folder.path().join("spec.json");
+    let request = json!({
+        "task": "kind",
+        "data": {"train": {"rows": letters_or_digits(240)}},
+        "lora": {"r": 2, "alpha": 4, "targets": ["all-linear"]},
+        "training": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "max_length": 16, "seed": 1},
+    });
+    fs::write(&spec, request.to_string()).expect("write");
+    let report = |device: &str| -> Value {
+        let out = folder.path().join(device.replace(':', "-"));
+        let output = Command::new(program())
+            .args([
+                "--log",
+                "warn",
+                "distill",
+                "--threads",
+                "2",
+                "--device",
+                device,
+            ])
+            .args(["--dtype", "f32"])
+            .env("KDLORA_STUDENT", install.student())
+            .arg("--spec")
+            .arg(&spec)
+            .arg("--out")
+            .arg(&out)
+            .output()
+            .expect("the program starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{device}: {stderr}");
+        let text = fs::read(out.join("report.json")).expect("a report");
+        serde_json::from_slice(&text).expect("JSON")
+    };
+    let (here, there) = (report("cpu"), report("cuda:0"));
+    let losses = |report: &Value| -> Vec<f64> {
+        let epochs = report["training"]["history"].as_array().expect("epochs");
+        epochs
+            .iter()
+            .map(|epoch| epoch["loss"].as_f64().expect("a loss"))
+            .collect()
+    };
+    for (there, here) in losses(&there).iter().zip(losses(&here)) {
+        assert!(
+            (there - here).abs() < 0.02 * here.max(0.1),
+            "{there}, on the CPU {here}"
+        );
+    }
+    let training = there["peak_memory"]["training_bytes"]
+        .as_u64()
+        .expect("a peak");
+    let inference = there["peak_memory"]["inference_bytes"]
+        .as_u64()
+        .expect("a peak");
+    assert!(
+        training >= inference && inference > 0,
+        "{training}, {inference}"
+    );
+}
