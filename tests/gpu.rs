@@ -1,5 +1,5 @@
-//! What users see of a GPU: golden answers, a server and a pass on it. Needs one: `tests/gpu.sh`,
-//! or `cargo test --features cuda --test gpu -- --ignored`.
+//! What users see of a build with CUDA. Without a GPU it serves on the CPU; the other tests need
+//! one: `tests/gpu.sh`, or `cargo test --features cuda --test gpu -- --ignored`.
 #![cfg(feature = "cuda")]
 
 #[path = "families/cases.rs"]
@@ -9,7 +9,8 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Command;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
@@ -19,6 +20,47 @@ use kdlora::adapter::Classifier;
 use kdlora::encoder::Placement;
 use kdlora::ops::device;
 use serde_json::{Value, json};
+
+/// A command to which no GPU is visible.
+fn without_gpus(command: &mut Command) -> &mut Command {
+    command
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .stderr(Stdio::piped())
+}
+
+#[tokio::test]
+async fn without_a_gpu_auto_says_so_and_serves_on_the_cpu() {
+    let install = Install::new();
+    let mut server = Server::start(without_gpus(&mut install.command()));
+    let mut log = server.take_stderr();
+    let body = json!({"inputs": install.tokens().join(" ")});
+    let (status, answer) = server.post("/v1/classify/pairs", &body).await;
+    assert_eq!(status, 200, "{answer}");
+    let (_, metrics) = server.get("/metrics").await;
+    let metrics = metrics.as_str().expect("text");
+    assert!(
+        !metrics.contains("kdlora_gpu_memory_kind_bytes{"),
+        "{metrics}"
+    );
+    drop(server);
+    let mut text = String::new();
+    log.read_to_string(&mut text).expect("a log");
+    assert!(text.contains("no GPU; computing on the CPU"), "{text}");
+}
+
+#[test]
+fn without_a_gpu_nothing_else_takes_its_place() {
+    let install = Install::new();
+    let mut command = install.command();
+    let output = without_gpus(command.args(["--device", "cuda:0"])).output();
+    let output = output.expect("the program starts");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("there is no CUDA device 0 on this machine"),
+        "{text}"
+    );
+}
 
 /// The case's classifier on the GPU.
 fn classifier(case: &Case, gpu: &Device, dtype: DType) -> Classifier {

@@ -21,11 +21,13 @@ use crate::text::Sequence;
 /// Batch size, rounds that are not counted, rounds that are.
 const ROUNDS: [(usize, usize, usize); 2] = [(1, 3, 60), (32, 1, 8)];
 
-/// Latency of every row, a forward pass on one thread.
+/// Latency of every row: a forward pass, on a CPU on one thread.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Latencies {
     /// Of the cells that were measured, together.
     pub digest: String,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
     /// By row.
     pub rows: BTreeMap<String, RowLatency>,
 }
@@ -137,6 +139,7 @@ pub(super) fn measure(
     });
     let latencies = Latencies {
         digest: digest(cells),
+        device: places.placement.device_name(),
         rows: rows.collect(),
     };
     Ok(files::write(&files.latency(), &latencies)?)

@@ -45,10 +45,14 @@ impl Comparison {
             .processor
             .as_deref()
             .unwrap_or("processor unknown");
+        let threads = match self.machine.device.as_str() {
+            "cpu" => "one thread",
+            gpu => gpu,
+        };
         let _ = writeln!(
             text,
             "{}: {} rows to train on, {} to choose the epoch by, {} to score. {}, {} cores, {}. \
-             Latency is a forward pass on one thread, all rows in turns.\n",
+             Latency is a forward pass on {threads}, all rows in turns.\n",
             capitalised(&self.problem_type.to_string()),
             self.train_rows,
             self.validation_rows,

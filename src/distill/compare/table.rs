@@ -40,6 +40,8 @@ pub struct Machine {
     /// Model name of the processor, where the system says.
     pub processor: Option<String>,
     pub cores: usize,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
 }
 
 /// One row over its seeds.
@@ -143,7 +145,7 @@ impl Comparison {
             validation_rows: data.validation.len(),
             test_rows: data.test.len(),
             majority: majority.ok().map(|majority| majority.score.value),
-            machine: Machine::this(),
+            machine: Machine::this(&latencies.device),
             rows,
             spec: spec_value,
         })
@@ -250,13 +252,14 @@ fn deviation(values: impl Iterator<Item = f64> + Clone) -> Option<f64> {
 }
 
 impl Machine {
-    fn this() -> Self {
+    fn this(device: &str) -> Self {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let line = info.lines().find(|line| line.starts_with("model name"));
         let name = line.and_then(|line| line.split_once(':'));
         Self {
             processor: name.map(|(_, name)| name.trim().to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
+            device: device.to_owned(),
         }
     }
 }

@@ -97,6 +97,12 @@ impl Args {
             .collect()
     }
 
+    /// Of all arguments together, at most.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.0.iter().map(|words| size_of_val::<[u64]>(words)).sum()
+    }
+
     pub(super) fn word(self, word: u64) -> Self {
         self.words(vec![word])
     }

@@ -45,6 +45,7 @@ fn library() -> &'static Library {
 #[track_caller]
 pub(super) fn run(launches: impl IntoIterator<Item = Launch>) {
     for mut launch in launches {
+        assert_within_limits(&launch);
         let name = CString::new(launch.kernel.clone()).unwrap();
         let mut arguments = launch.args.pointers();
         // SAFETY: that is the function's type; the buffers that the launch names are alive.
@@ -60,6 +61,16 @@ pub(super) fn run(launches: impl IntoIterator<Item = Launch>) {
         };
         assert_eq!(unknown, 0, "no kernel {}", launch.kernel);
     }
+}
+
+/// Of every device from sm_80 on, without asking for more.
+fn assert_within_limits(launch: &Launch) {
+    let threads: u32 = launch.block.iter().product();
+    let [_, grid_y, grid_z] = launch.grid;
+    assert!(launch.shared_bytes <= 48 << 10, "{launch:?}");
+    assert!(threads <= 1024 && threads.is_multiple_of(32), "{launch:?}");
+    assert!(grid_y <= 65_535 && grid_z <= 65_535, "{launch:?}");
+    assert!(launch.args.bytes() <= 4096, "{launch:?}");
 }
 
 /// Memory of the emulated device, with a margin that must stay as it is.
