@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use candle_core::{DType, Device};
-use cases::{Case, assert_close};
+use cases::{Case, assert_close, relative_error};
 use common::{Install, Server, letters_or_digits, program};
 use kdlora::adapter::Classifier;
 use kdlora::encoder::Placement;
@@ -73,15 +73,6 @@ fn classifier(case: &Case, gpu: &Device, dtype: DType) -> Classifier {
             Classifier::from_adapter(Arc::new(encoder), &adapter).expect("it fits")
         }
     }
-}
-
-/// Mean distance to the golden logits, by their mean size: the models are random and a few values
-/// wide, so that roundings hardly cancel out.
-fn relative_error(rows: &[Vec<f32>], case: &Case) -> f32 {
-    let golden = case.sequences.iter().flat_map(|golden| &golden.logits);
-    let found = rows.iter().flatten();
-    let error: f32 = found.zip(golden.clone()).map(|(a, b)| (a - b).abs()).sum();
-    error / golden.map(|x| x.abs()).sum::<f32>()
 }
 
 #[test]

@@ -108,6 +108,15 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32, what
     }
 }
 
+/// Mean distance to the golden logits, by their mean size. The models are random and a few values
+/// wide, so that roundings hardly cancel out: real tasks lose far less.
+pub(crate) fn relative_error(rows: &[Vec<f32>], case: &Case) -> f32 {
+    let golden = case.sequences.iter().flat_map(|golden| &golden.logits);
+    let found = rows.iter().flatten();
+    let error: f32 = found.zip(golden.clone()).map(|(a, b)| (a - b).abs()).sum();
+    error / golden.map(|x| x.abs()).sum::<f32>()
+}
+
 pub(crate) fn logits_are_the_golden_ones(model_type: &str) {
     compare(
         Case::of(model_type)

@@ -8,7 +8,7 @@ use kdlora::encoder::{Encoder, EncoderConfig, Segment, Weights};
 use kdlora::ops::{Crew, Precision};
 use kdlora::text::PackedBatch;
 
-use crate::cases::{Case, assert_close};
+use crate::cases::{Case, assert_close, relative_error};
 
 /// In f32 the golden logits, in eight bits ones near them; hot and merged alike.
 pub(crate) fn a_packed_encoder_answers_the_same(model_type: &str) {
@@ -43,15 +43,6 @@ pub(crate) fn a_packed_encoder_answers_the_same(model_type: &str) {
             }
         }
     }
-}
-
-/// Mean distance to the golden logits, by their mean size. The models are random and a few values
-/// wide, so that roundings to eight bits hardly cancel out: real tasks lose far less.
-fn relative_error(rows: &[Vec<f32>], case: &Case) -> f32 {
-    let golden = case.sequences.iter().flat_map(|golden| &golden.logits);
-    let found = rows.iter().flatten();
-    let error: f32 = found.zip(golden.clone()).map(|(a, b)| (a - b).abs()).sum();
-    error / golden.map(|x| x.abs()).sum::<f32>()
 }
 
 #[test]
