@@ -1,7 +1,7 @@
 //! The ops of a MiniLM-sized layer on one core: `cargo bench --bench ops`.
 //!
 //! Throughput of products is in multiplications and additions: Gelem/s are GFLOP/s. The peak that
-//! they stand beside is the `gemm` crate's on a large square product.
+//! they stand beside is a large square product's, by the `gemm` crate or in packed panels.
 
 use std::collections::BTreeSet;
 use std::hint::black_box;
@@ -43,6 +43,12 @@ fn peak(c: &mut Criterion) {
     group.bench_function("gemm", |b| {
         b.iter(|| ops::linear(black_box(&x), &layer, Activation::None));
     });
+    for precision in [Precision::F32, Precision::Int8] {
+        let packed = PackedLinear::new(&layer, precision).expect("a frozen linear");
+        group.bench_function(format!("packed {precision:?}"), |b| {
+            b.iter(|| ops::packed_linear(black_box(&x), &packed, &[], Activation::None));
+        });
+    }
     group.finish();
 }
 

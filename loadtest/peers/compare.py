@@ -2,6 +2,9 @@
 
 The peers run inside this process, on texts that are tokenised already; kdlora is asked over HTTP by
 `loadtest closed`, one text a request, and tokenises itself. Figures are medians of the rounds.
+
+kdlora's figures have a third: the share of its CPU time that its workers and their helpers have not
+taken, which is HTTP, tokenizer and the rest of the program.
 """
 
 import argparse
@@ -79,8 +82,25 @@ def server(given, dtype, folder):
         process.wait()
 
 
-def ask(given, url, clients, folder):
-    """Sentences a second and the median latency in milliseconds."""
+def thread_ticks(pid):
+    """CPU time of the threads that compute, and of all."""
+    computing = everything = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        # A thread may end meanwhile.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            name, times = (thread / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            user, system = times.split()[11:13]
+            everything += int(user) + int(system)
+            if name.startswith(("worker-", "helper-")):
+                computing += int(user) + int(system)
+    return computing, everything
+
+
+def ask(given, server, clients, folder):
+    """Sentences a second, the median latency in milliseconds, and the share of the CPU time beside
+    the workers'."""
+    url, pid = server
+    before = thread_ticks(pid)
     out = folder / "closed"
     command = [given.loadtest, "closed", "--url", url, "--tasks", given.task, "--texts"]
     command += [given.texts, "--clients", clients, "--duration", f"{given.seconds}s"]
@@ -88,7 +108,9 @@ def ask(given, url, clients, folder):
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
     report = json.loads(out.with_suffix(".json").read_text())
     stage = report["stages"][0]
-    return stage["goodput_per_second"], stage["latency"]["p50_ms"]
+    computing, everything = (now - then for now, then in zip(thread_ticks(pid), before))
+    beside = 1 - computing / max(everything, 1)
+    return stage["goodput_per_second"], stage["latency"]["p50_ms"], beside
 
 
 def time_peer(peer, batches):
@@ -142,8 +164,8 @@ def main():
             for size in given.clients:
                 for who, peer in peers.items():
                     note(who, size, time_peer(peer, batches[size]))
-                for dtype, ((url, _), at) in servers.items():
-                    note(f"kdlora {dtype}", size, ask(given, url, size, at))
+                for dtype, (server_of, at) in servers.items():
+                    note(f"kdlora {dtype}", size, ask(given, server_of, size, at))
             print(f"round {turn + 1} of {given.rounds}", file=sys.stderr)
     report(given, found)
 
@@ -159,10 +181,12 @@ def report(given, found):
     print("| | " + " | ".join(f"{size} at once" for size in given.clients) + " |")
     print("| --- |" + " ---: |" * len(given.clients))
     for who, sizes in median.items():
-        cells = [f"{rate:.0f}/s, {ms:.1f} ms" for rate, ms in sizes.values()]
+        cells = [f"{rate:.0f}/s, {ms:.2f} ms" for rate, ms, *_ in sizes.values()]
         print(f"| {who} | " + " | ".join(cells) + " |")
     for dtype in given.dtypes.split(","):
         own, peer = median[f"kdlora {dtype}"], median[f"onnxruntime {dtype}"]
+        cells = [f"{100 * own[size][2]:.1f} %" for size in given.clients]
+        print(f"| kdlora {dtype}, CPU time beside the workers' | " + " | ".join(cells) + " |")
         cells = [f"{own[size][0] / peer[size][0]:.2f}×" for size in given.clients]
         print(f"| kdlora {dtype} : onnxruntime {dtype}, batches as large | " + " | ".join(cells) + " |")
         if 1 in given.clients:

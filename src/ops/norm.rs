@@ -8,7 +8,7 @@ use super::crew::{in_parts, is_helped};
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::packed::Place;
-use super::simd::{sum, vectorize};
+use super::simd::{sum, sum_pairs, vectorize};
 use super::{contiguous, if_tracked, output, with_values};
 
 /// Parameters of a LayerNorm over the last dimension.
@@ -234,8 +234,8 @@ fn input_gradient(gradient: &mut [f32], x: &[f32], gamma_beta: &[f32], eps: f32)
                 for (d, gamma) in d.iter_mut().zip(gamma) {
                     *d *= gamma;
                 }
-                let mean_d = sum(hidden, |i| d[i]) / n;
-                let mean_dx = sum(hidden, |i| d[i] * (x[i] - mean) * scale) / n;
+                let mean_d = sum(d, |d| d) / n;
+                let mean_dx = sum_pairs(d, x, |d, x| d * (x - mean) * scale) / n;
                 for (d, x) in d.iter_mut().zip(x) {
                     *d = (*d - mean_d - (x - mean) * scale * mean_dx) * scale;
                 }
@@ -252,8 +252,8 @@ struct LayerNorm {
 #[inline(always)]
 fn moments(row: &[f32], eps: f32) -> (f32, f32) {
     let n = row.len() as f32;
-    let mean = sum(row.len(), |i| row[i]) / n;
-    let variance = sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) / n;
+    let mean = sum(row, |x| x) / n;
+    let variance = sum(row, |x| (x - mean) * (x - mean)) / n;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 

@@ -51,30 +51,41 @@ pub(super) fn erf(x: f32) -> f32 {
     (1.0 - p * t * exp(-z * z)).copysign(x)
 }
 
-/// Sum of `f(i)` in sixteen lanes, which the compiler keeps in registers.
+const LANES: usize = 16;
+
+/// Sum of `f` of each value, in sixteen lanes, which the compiler keeps in registers.
 #[inline(always)]
-pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    const LANES: usize = 16;
+pub(super) fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
-    let whole = n - n % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (lane, value) in lanes.iter_mut().enumerate() {
-            *value += f(i + lane);
+    let whole = values.chunks_exact(LANES);
+    let rest = whole.remainder();
+    for values in whole {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane += f(*value);
         }
-        i += LANES;
     }
-    let mut total: f32 = lanes.iter().sum();
-    for i in whole..n {
-        total += f(i);
+    let total = fold(lanes, |a, b| a + b);
+    rest.iter().fold(total, |total, value| total + f(*value))
+}
+
+/// The same of `f` of each two values in the same place.
+#[inline(always)]
+pub(super) fn sum_pairs(left: &[f32], right: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (lefts, rights) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
+    let rest = lefts.remainder().iter().zip(rights.remainder());
+    for (left, right) in lefts.zip(rights) {
+        for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
+            *lane += f(*left, *right);
+        }
     }
-    total
+    let total = fold(lanes, |a, b| a + b);
+    rest.fold(total, |total, (left, right)| total + f(*left, *right))
 }
 
 /// The greatest value, in sixteen lanes; −∞ if there is none.
 #[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {
-    const LANES: usize = 16;
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let whole = values.chunks_exact(LANES);
     let rest = whole.remainder();
@@ -83,10 +94,22 @@ pub(super) fn max(values: &[f32]) -> f32 {
             *lane = if *value > *lane { *value } else { *lane };
         }
     }
-    lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |most, x| most.max(*x))
+    let most = fold(lanes, |a, b| if a > b { a } else { b });
+    rest.iter().fold(most, |most, x| most.max(*x))
+}
+
+/// All lanes as one, by halves: one after the other, each step would wait for the one before.
+#[inline(always)]
+fn fold(lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(
+        #[inline(always)]
+        |i| f(lanes[i], lanes[i + 8]),
+    );
+    let four: [f32; 4] = std::array::from_fn(
+        #[inline(always)]
+        |i| f(eight[i], eight[i + 4]),
+    );
+    f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
 #[cfg(test)]
@@ -120,9 +143,18 @@ mod tests {
     }
 
     #[test]
-    fn sum_adds_the_tail_too() {
-        for n in [0, 1, 15, 16, 17, 100] {
-            assert_eq!(sum(n, |i| i as f32), (n * n.saturating_sub(1) / 2) as f32);
+    fn sums_and_the_greatest_take_all_lanes_and_the_tail() {
+        for n in [0usize, 1, 15, 16, 17, 100] {
+            let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let expected = (n * n.saturating_sub(1) / 2) as f32;
+            assert_eq!(sum(&values, |x| x), expected);
+            assert_eq!(sum_pairs(&values, &values, |a, b| 2.0 * a - b), expected);
+            for greatest in 0..n {
+                let mut values = values.clone();
+                values[greatest] = 1000.0;
+                assert_eq!(max(&values), 1000.0);
+            }
         }
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
     }
 }

@@ -145,6 +145,9 @@ impl Queue {
     /// Adds the sequences of a request.
     pub(super) fn push(&self, items: Vec<Item>) {
         let mut state = self.lock();
+        // No more than can have a batch: a worker that wakes for nothing takes a core from one that
+        // computes.
+        let woken = items.len().min(state.idle);
         for item in items {
             let cost = item.sequence.ids.len();
             let lane = Arc::clone(&item.task);
@@ -152,7 +155,9 @@ impl Queue {
         }
         self.metrics.queue_depth(state.items.len());
         drop(state);
-        self.changed.notify_all();
+        for _ in 0..woken {
+            self.changed.notify_one();
+        }
     }
 
     /// Waits until there is work, and takes a batch of it; `None` once the queue is closed and

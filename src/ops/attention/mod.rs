@@ -15,7 +15,7 @@ use super::borders::Borders;
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::matrix::{Into, Matrix, MatrixMut, multiply};
-use super::simd::{exp, max, sum, vectorize};
+use super::simd::{exp, max, sum, sum_pairs, vectorize};
 use super::{contiguous, if_tracked, output};
 use positions::{Content, with_tables};
 pub use positions::{Disentangled, PositionTable, Positions, RelativeRows};
@@ -336,7 +336,7 @@ impl AttentionShape {
                 #[inline(always)]
                 || {
                     for (ds, p) in ds.chunks_exact_mut(len).zip(p.chunks_exact(len)) {
-                        let dot = sum(len, |j| ds[j] * p[j]);
+                        let dot = sum_pairs(ds, p, |ds, p| ds * p);
                         for (ds, p) in ds.iter_mut().zip(p) {
                             *ds = p * (*ds - dot);
                         }
@@ -373,7 +373,7 @@ fn softmax(row: &mut [f32]) {
     for x in row.iter_mut() {
         *x = exp(*x - max);
     }
-    let scale = 1.0 / sum(row.len(), |i| row[i]);
+    let scale = 1.0 / sum(row, |x| x);
     for x in row {
         *x *= scale;
     }

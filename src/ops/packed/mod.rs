@@ -4,6 +4,7 @@ mod aligned;
 mod int8;
 mod kernel;
 mod panels;
+mod terms;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -19,6 +20,7 @@ use super::tile::{COLUMNS, TileKernel};
 use super::{contiguous, output, with_values};
 use int8::{Int8Panels, Int8Rows};
 use panels::Panels;
+use terms::Terms;
 
 /// Columns of a part of a product that another core may take: some ten microseconds of work for a
 /// short sentence.
@@ -101,28 +103,41 @@ impl PackedLinear {
         weight + size_of_val(self.bias.as_slice())
     }
 
-    /// `act(x Wᵀ + b)` of `x`, `[rows, in]`: `[rows, out]`.
-    fn forward(&self, x: &[f32], activation: Activation) -> Vec<f32> {
+    /// `act(x Wᵀ + b + terms)` of `x`, `[rows, in]`: `[rows, out]`.
+    fn forward(&self, x: &[f32], terms: &Terms<'_>, activation: Activation) -> Vec<f32> {
         let rows = x.len() / self.input;
         let mut y = Vec::with_capacity(rows * self.out);
         let place = Place(y.as_mut_ptr());
+        let (at_once, later) = match terms.is_empty() {
+            true => (activation, Activation::None),
+            false => (Activation::None, activation),
+        };
+        // SAFETY: each part has columns of its own, which have values by then.
+        #[allow(unsafe_code)]
+        let finish = |part: Range<usize>| unsafe {
+            let columns = part.start * COLUMNS..(part.end * COLUMNS).min(self.out);
+            terms.add(columns.clone(), place.get(), self.out);
+            apply(later, columns, rows, place.get(), self.out);
+        };
         match &self.weight {
-            Packed::Panels(panels) => in_panels(panels.count(), &|part| {
+            Packed::Panels(panels) => in_panels(panels.count(), terms, &|part| {
                 // SAFETY: each part writes columns of its own, for which there is room.
                 #[allow(unsafe_code)]
                 unsafe {
-                    panels.multiply(part, x, place.get(), &self.bias, activation);
+                    panels.multiply(part.clone(), x, place.get(), &self.bias, at_once);
                 }
+                finish(part);
             }),
             Packed::Int8(panels) => INT8_ROWS.with_borrow_mut(|q| {
                 panels.quantize(x, q);
                 let q = &*q;
-                in_panels(panels.count(), &|part| {
+                in_panels(panels.count(), terms, &|part| {
                     // SAFETY: each part writes columns of its own, for which there is room.
                     #[allow(unsafe_code)]
                     unsafe {
-                        panels.multiply(part, q, place.get(), &self.bias, activation);
+                        panels.multiply(part.clone(), q, place.get(), &self.bias, at_once);
                     }
+                    finish(part);
                 });
             }),
             Packed::Rows(weight) => {
@@ -144,7 +159,7 @@ impl PackedLinear {
         let (rows, out) = (x.len() / self.input, self.out);
         y.extend(self.bias[..out].iter().cycle().take(rows * out));
         let place = Place(y.as_mut_ptr());
-        in_panels(out.div_ceil(COLUMNS), &|part| {
+        in_panels(out.div_ceil(COLUMNS), &Terms::default(), &|part| {
             let columns = part.start * COLUMNS..(part.end * COLUMNS).min(out);
             let weight = &weight[columns.start * self.input..columns.end * self.input];
             let right = Matrix::new(weight, columns.len(), self.input, self.input).transposed();
@@ -158,14 +173,40 @@ impl PackedLinear {
     }
 }
 
-/// Runs `part` over all panels, at once or, if other cores help, some at a time.
-fn in_panels(panels: usize, part: &(dyn Fn(Range<usize>) + Sync)) {
-    if !is_helped() {
+/// Runs `part` over all panels: at once or, if other cores help or what is written is read again
+/// for terms, some at a time.
+fn in_panels(panels: usize, terms: &Terms<'_>, part: &(dyn Fn(Range<usize>) + Sync)) {
+    if !is_helped() && terms.is_empty() {
         return part(0..panels);
     }
     in_parts(panels.div_ceil(PART_PANELS), &|i| {
         part(i * PART_PANELS..((i + 1) * PART_PANELS).min(panels));
     });
+}
+
+/// Applies the activation to some columns of `y`, `[rows, out]`.
+///
+/// # Safety
+/// The columns must be there and have values, and nobody else may use them meanwhile.
+#[allow(unsafe_code)]
+unsafe fn apply(
+    activation: Activation,
+    columns: Range<usize>,
+    rows: usize,
+    y: *mut f32,
+    out: usize,
+) {
+    if activation == Activation::None {
+        return;
+    }
+    for row in 0..rows {
+        // SAFETY: the caller's promise.
+        let values = unsafe {
+            let first = y.add(row * out + columns.start);
+            std::slice::from_raw_parts_mut(first, columns.len())
+        };
+        activation.apply(values);
+    }
 }
 
 /// Where several threads write places of their own.
@@ -221,10 +262,11 @@ impl CustomOp1 for PackedRows<'_> {
             candle_core::bail!("a linear of {} inputs got {input} columns", linear.input);
         }
         let x = contiguous(x, layout)?;
-        if self.rows.is_empty() {
-            return output(linear.forward(x, self.activation), (rows, out));
+        let updates = terms::borrow(self.rows);
+        if let Some(terms) = Terms::new(&updates, linear, x)? {
+            return output(linear.forward(x, &terms, self.activation), (rows, out));
         }
-        let mut y = linear.forward(x, Activation::None);
+        let mut y = linear.forward(x, &Terms::default(), Activation::None);
         RowUpdates::add_all(self.rows, x, input, &mut y, out)?;
         self.activation.apply(&mut y);
         output(y, (rows, out))
@@ -238,7 +280,7 @@ mod tests {
     use super::*;
     use crate::ops::crew::Crew;
     use crate::ops::gradient_check::random;
-    use crate::ops::linear;
+    use crate::ops::{LoraUpdate, linear, linear_rows};
 
     fn layer(out: usize, input: usize) -> Linear {
         Linear {
@@ -283,15 +325,82 @@ mod tests {
         }
     }
 
+    /// An adapter of `rank` for some rows: on columns that fill panels, and on the last ones.
+    fn adapter(rows: Range<usize>, out: usize, input: usize, rank: usize) -> RowUpdates {
+        let update = |column, width| LoraUpdate {
+            a: random(4, (rank, input)),
+            b: random(5, (width, rank)),
+            scale: 0.5,
+            column,
+            map: None,
+        };
+        let split = out / 32 * COLUMNS;
+        let mut updates = vec![update(split, out - split)];
+        if split > 0 {
+            updates.push(update(0, split));
+        }
+        RowUpdates {
+            rows,
+            updates: updates.into(),
+        }
+    }
+
+    fn adapted(x: &Tensor, layer: &Linear, precision: Precision, rows: &[RowUpdates]) -> Vec<f32> {
+        let packed = PackedLinear::new(layer, precision).unwrap();
+        values(&packed_linear(x, &packed, rows, Activation::Gelu).unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn adapters_add_what_they_add_to_a_plain_linear(
+            rows in 3usize..40, out in 1usize..90, input in 1usize..300, rank in 1usize..20,
+            shift in 0usize..2
+        ) {
+            let (x, layer) = (random(1, (rows, input)), layer(out, input));
+            let mut adapters = vec![
+                adapter(0..rows / 2, out, input, rank),
+                adapter(rows / 2 + 1..rows, out, input, rank),
+            ];
+            if shift > 0 && out > 1 {
+                // Columns that no panel begins with.
+                let mut only = adapters[0].updates[0].clone();
+                only.column = 1;
+                only.b = random(6, (out - 1, rank));
+                adapters[0].updates = [only].into();
+            }
+            let plain = linear_rows(&x, &layer, adapters.clone(), Activation::Gelu).unwrap();
+            let found = adapted(&x, &layer, Precision::F32, &adapters);
+            for (a, b) in found.iter().zip(values(&plain)) {
+                prop_assert!((a - b).abs() < 1e-5 * (input * rank) as f32, "{} {}", a, b);
+            }
+        }
+
+        #[test]
+        fn an_adapted_row_has_the_same_result_in_every_batch(
+            rows in 2usize..40, row in 0usize..40
+        ) {
+            let row = row % rows;
+            let (x, layer) = (random(1, (rows, 400)), layer(33, 400));
+            for precision in [Precision::F32, Precision::Int8] {
+                let alone = x.narrow(0, row, 1).unwrap();
+                let alone = adapted(&alone, &layer, precision, &[adapter(0..1, 33, 400, 8)]);
+                let all = adapted(&x, &layer, precision, &[adapter(0..rows, 33, 400, 8)]);
+                prop_assert_eq!(&all[row * 33..(row + 1) * 33], &alone[..]);
+            }
+        }
+    }
+
     #[test]
     fn helpers_change_nothing() {
         let crew = Crew::start(3).unwrap();
         let (x, layer) = (random(1, (30, 400)), layer(530, 400));
         for precision in [Precision::F32, Precision::Int8] {
-            let alone = packed(&x, &layer, precision, Activation::Gelu);
-            for _ in 0..50 {
-                let helped = crew.lead(|| packed(&x, &layer, precision, Activation::Gelu));
-                assert_eq!(helped, alone);
+            for adapters in [Vec::new(), vec![adapter(0..30, 530, 400, 8)]] {
+                let alone = adapted(&x, &layer, precision, &adapters);
+                for _ in 0..50 {
+                    let helped = crew.lead(|| adapted(&x, &layer, precision, &adapters));
+                    assert_eq!(helped, alone);
+                }
             }
         }
     }

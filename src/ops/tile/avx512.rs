@@ -78,10 +78,30 @@ unsafe fn tile<const R: usize, const P: usize>(
             }
             a = a.wrapping_add(1);
         }
-        for (p, panel) in (0..P).map(|p| (p, target.panel(p))) {
-            let finish = finish.panel(p);
-            for (r, sums) in sums.iter().enumerate() {
-                store(sums[p], panel.row(r), finish);
+        // Through memory, by a loop so small that it is unrolled: where anything indexes the sums at
+        // run time, the compiler keeps them in memory all along.
+        let mut values = [[[0f32; COLUMNS]; P]; R];
+        for (values, sums) in values
+            .as_flattened_mut()
+            .iter_mut()
+            .zip(sums.as_flattened())
+        {
+            _mm512_storeu_ps(values.as_mut_ptr(), *sums);
+        }
+        finish_all(values.as_flattened(), P, target, finish);
+    }
+}
+
+/// Stores the sums of some rows, `panels` panels each.
+#[inline(never)]
+#[target_feature(enable = "avx512f")]
+unsafe fn finish_all(sums: &[[f32; COLUMNS]], panels: usize, target: Target, finish: Finish) {
+    for (r, sums) in sums.chunks_exact(panels).enumerate() {
+        for (p, sums) in sums.iter().enumerate() {
+            // SAFETY: the caller has checked the extent of the target.
+            unsafe {
+                let sum = _mm512_loadu_ps(sums.as_ptr());
+                store(sum, target.row(r).panel(p), finish.panel(p));
             }
         }
     }

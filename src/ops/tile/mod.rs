@@ -12,6 +12,9 @@ mod avx2;
 #[allow(unsafe_code)]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod dots;
+#[cfg(target_arch = "x86_64")]
 mod gelu;
 
 use std::sync::OnceLock;
@@ -123,6 +126,28 @@ impl TileKernel {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => unsafe { avx512::multiply(left, right, target, finish) },
+        }
+    }
+
+    /// `h = scale · x aᵀ` of `x`, `[rows, depth]`, and `a`, `[rank, depth]`: `[rows, rank]`.
+    pub(super) fn dots(self, x: &[f32], a: &[f32], depth: usize, scale: f32, h: &mut [f32]) {
+        assert!(
+            depth > 0
+                && a.len().is_multiple_of(depth)
+                && x.len().is_multiple_of(depth)
+                && h.len() == x.len() / depth * (a.len() / depth),
+            "shapes of a product"
+        );
+        if h.is_empty() {
+            return;
+        }
+        match self {
+            // SAFETY: the machine has the kernel.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { dots::avx2(x, a, depth, scale, h) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { dots::avx512(x, a, depth, scale, h) },
         }
     }
 
@@ -342,6 +367,41 @@ mod tests {
                     let found = by_kernel(kernel, &problem, activation);
                     for (a, b) in found.iter().zip(reference(&problem, activation)) {
                         prop_assert!((a - b).abs() <= 1e-6 * (1.0 + b.abs()), "{kernel:?}: {a} {b}");
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn narrow_products_are_the_same_by_every_kernel_and_in_every_batch(
+            rows in 1usize..8, depth in 1usize..70, rank in 1usize..11, seed in any::<u32>()
+        ) {
+            let mut state = seed;
+            let mut values = |n: usize| -> Vec<f32> {
+                let mut next = || {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+                };
+                (0..n).map(|_| next()).collect()
+            };
+            let (x, a) = (values(rows * depth), values(rank * depth));
+            let by = |kernel: TileKernel, x: &[f32]| {
+                let mut h = vec![0f32; x.len() / depth * rank];
+                kernel.dots(x, &a, depth, 2.0, &mut h);
+                h
+            };
+            for kernel in TileKernel::all() {
+                let found = by(kernel, &x);
+                prop_assert_eq!(&found, &by(TileKernel::all()[0], &x), "{:?}", kernel);
+                for (r, x) in x.chunks_exact(depth).enumerate() {
+                    prop_assert_eq!(&found[r * rank..(r + 1) * rank], &by(kernel, x)[..]);
+                    for (j, a) in a.chunks_exact(depth).enumerate() {
+                        let products = x.iter().zip(a).map(|(x, a)| f64::from(x * a));
+                        let exact = 2.0 * products.sum::<f64>() as f32;
+                        let error = (found[r * rank + j] - exact).abs();
+                        prop_assert!(error < 1e-5 * depth as f32, "{} off", error);
                     }
                 }
             }
