@@ -1,7 +1,7 @@
 //! What a comparison is asked to do.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::distill::spec::{DistillSpec, FinetuneMode, SpecError};
 
@@ -156,6 +156,14 @@ pub enum CompareSpecError {
     },
     #[error("the variant {variant:?} cannot be made")]
     Variant { variant: String, source: SpecError },
+    #[error(
+        "the variant {variant:?} has {other} of its own: all rows of a comparison have the same \
+         texts and the same teacher"
+    )]
+    Apart {
+        variant: String,
+        other: &'static str,
+    },
 }
 
 impl CompareSpec {
@@ -195,6 +203,12 @@ impl CompareSpec {
                     variant: variant.name.clone(),
                     source,
                 })?;
+            if let Some(other) = apart(&self.pass, &pass) {
+                return Err(CompareSpecError::Apart {
+                    variant: variant.name.clone(),
+                    other,
+                });
+            }
         }
         Ok(())
     }
@@ -211,6 +225,25 @@ impl CompareSpec {
             source,
         })
     }
+}
+
+/// What a row would have for itself. The teacher answers the texts once, and its answers go by the
+/// rows' ids: other texts would learn from the answers to these.
+fn apart(pass: &DistillSpec, varied: &DistillSpec) -> Option<&'static str> {
+    let texts = |pass: &DistillSpec| {
+        let data = &pass.data;
+        json!([
+            data.train,
+            data.validation,
+            data.test,
+            data.columns,
+            data.preset
+        ])
+    };
+    if texts(pass) != texts(varied) {
+        return Some("texts");
+    }
+    (json!(pass.teacher) != json!(varied.teacher)).then_some("a teacher")
 }
 
 /// At least one, each once.
@@ -253,8 +286,6 @@ fn merge(target: &mut Value, patch: &Value) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use serde_json::json;
-
     use super::*;
 
     pub(in crate::distill::compare) fn spec(patch: Value) -> CompareSpec {
@@ -305,6 +336,14 @@ pub(super) mod tests {
             (
                 json!({"variants": [{"name": "a", "patch": {"lora": {"r": 0}}}]}),
                 "cannot be made",
+            ),
+            (
+                json!({"variants": [{"name": "a", "patch": {"data": {"columns": {"text": "body"}}}}]}),
+                "has texts of its own",
+            ),
+            (
+                json!({"variants": [{"name": "a", "patch": {"teacher": {"model": "huge"}}}]}),
+                "has a teacher of its own",
             ),
         ] {
             let error = spec(patch).validate().unwrap_err().to_string();
