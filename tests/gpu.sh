@@ -27,10 +27,13 @@ build() {
   rm -rf "$programs"
   mkdir -p "$programs"
   local cargo=(--release --locked --features cuda --message-format json-render-diagnostics)
-  cp "$(cargo build "${cargo[@]}" --bin kdlora | executables)" "$programs/kdlora"
-  cp "$(cargo bench --no-run "${cargo[@]:1}" --bench device | executables)" "$programs/device"
-  cp "$(cargo test --no-run "${cargo[@]}" --lib | executables)" "$programs/lib-tests"
-  cp "$(cargo test --no-run "${cargo[@]}" --test gpu | executables | grep '/gpu-')" "$programs/gpu-tests"
+  local made
+  made="$(cargo build "${cargo[@]}" --bin kdlora | executables)"
+  cp "$made" "$programs/kdlora"
+  made="$(cargo test --no-run "${cargo[@]}" --lib --test gpu --bench device | executables)"
+  cp "$(grep '/kdlora-[^/]*$' <<<"$made")" "$programs/lib-tests"
+  cp "$(grep '/gpu-[^/]*$' <<<"$made")" "$programs/gpu-tests"
+  cp "$(grep '/device-[^/]*$' <<<"$made")" "$programs/device"
   strip "$programs"/*
   # The programs are much alike: a dictionary over all of them.
   tar -C "$kit" -c programs | xz -T1 --lzma2=preset=6,dict=256MiB > "$kit/programs.tar.xz"
