@@ -12,6 +12,7 @@
 use std::cell::{Cell, UnsafeCell};
 use std::hint::spin_loop;
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -166,12 +167,12 @@ impl Shared {
 
     fn help_with(&self, seat: &Seat) {
         if self.working.fetch_add(1, Ordering::SeqCst) < self.cores {
-            seat.helpers.fetch_add(1, Ordering::Relaxed);
+            let lane = 1 + seat.helpers.fetch_add(1, Ordering::Relaxed);
             let mut idle = 0;
             while seat.taken.load(Ordering::SeqCst)
                 && self.working.load(Ordering::SeqCst) <= self.cores
             {
-                if seat.region.join() {
+                if seat.region.join(lane) {
                     idle = 0;
                 } else if idle < SPINS {
                     idle += 1;
@@ -192,17 +193,26 @@ impl Shared {
 struct Region {
     /// [`OPEN`] while parts are left, and how many helpers are inside.
     state: AtomicUsize,
-    next: AtomicUsize,
+    /// Parts of each lane that are taken.
+    taken: [Counter; MOST_HELPERS + 1],
     panicked: AtomicBool,
     /// Written by the leader while the region is closed and nobody inside.
     work: UnsafeCell<Option<Work>>,
 }
 
+/// A cache line of its own: the threads of other lanes write others.
+#[derive(Default)]
+#[repr(align(64))]
+struct Counter(AtomicUsize);
+
 const OPEN: usize = 1 << (usize::BITS - 1);
 
+/// Parts in lanes, one for each thread: who takes the parts of a lane in order finds in its cache
+/// what the part before has fetched. A thread whose lane is empty goes on with those of others.
 #[derive(Clone, Copy)]
 struct Work {
     parts: usize,
+    lanes: usize,
     /// Borrowed by the leader's call of [`Region::lead`], which outlives everybody inside.
     part: *const (dyn Fn(usize) + Sync),
 }
@@ -216,7 +226,7 @@ unsafe impl Send for Region {}
 
 impl Region {
     /// Runs all parts, some of them on helpers; returns when the last has ended.
-    fn lead(&self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
+    fn lead(&self, parts: usize, helpers: usize, part: &(dyn Fn(usize) + Sync)) {
         let pointer: *const (dyn Fn(usize) + Sync + '_) = part;
         // SAFETY: the lifetime is erased, not outlived: `Close` waits for every helper inside.
         #[allow(unsafe_code)]
@@ -224,6 +234,7 @@ impl Region {
             unsafe { std::mem::transmute(pointer) };
         let work = Work {
             parts,
+            lanes: 1 + helpers.min(MOST_HELPERS),
             part: pointer,
         };
         // SAFETY: the region is closed and empty, as `Close` left it, and only its leader opens it.
@@ -231,12 +242,14 @@ impl Region {
         unsafe {
             *self.work.get() = Some(work);
         }
-        self.next.store(0, Ordering::Relaxed);
+        for taken in &self.taken[..work.lanes] {
+            taken.0.store(0, Ordering::Relaxed);
+        }
         self.panicked.store(false, Ordering::Relaxed);
         self.state.store(OPEN, Ordering::Release);
         {
             let _close = Close(self);
-            self.take(parts, part);
+            self.take(work, 0, part);
         }
         assert!(
             !self.panicked.load(Ordering::Relaxed),
@@ -244,18 +257,29 @@ impl Region {
         );
     }
 
-    fn take(&self, parts: usize, part: &(dyn Fn(usize) + Sync)) {
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= parts {
-                return;
+    /// Takes parts, first those of the lane `own`.
+    fn take(&self, work: Work, own: usize, part: &(dyn Fn(usize) + Sync)) {
+        for lane in (own..own + work.lanes).map(|lane| lane % work.lanes) {
+            let parts = work.lane(lane);
+            loop {
+                let i = self.taken[lane].0.fetch_add(1, Ordering::Relaxed);
+                if i >= parts.len() {
+                    break;
+                }
+                part(parts.start + i);
             }
-            part(i);
         }
     }
 
-    /// Helps if there is anything to help with.
-    fn join(&self) -> bool {
+    fn is_left(&self, work: Work) -> bool {
+        (0..work.lanes).any(|lane| {
+            let taken = self.taken[lane].0.load(Ordering::Relaxed);
+            taken < work.lane(lane).len()
+        })
+    }
+
+    /// Helps if there is anything to help with, first with what is in a lane.
+    fn join(&self, lane: usize) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
             if state & OPEN == 0 {
@@ -275,19 +299,26 @@ impl Region {
         // SAFETY: the region was open when this thread was counted in, so the leader has written
         // the work before and will not leave `lead` until this thread is counted out.
         #[allow(unsafe_code)]
-        let (parts, part) = unsafe {
+        let (work, part) = unsafe {
             let work = (*self.work.get()).unwrap_unchecked();
-            (work.parts, &*work.part)
+            (work, &*work.part)
         };
-        let left = self.next.load(Ordering::Relaxed) < parts;
+        let left = self.is_left(work);
         if left {
-            let taken = catch_unwind(AssertUnwindSafe(|| self.take(parts, part)));
+            let taken = catch_unwind(AssertUnwindSafe(|| self.take(work, lane, part)));
             if taken.is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
         }
         self.state.fetch_sub(1, Ordering::Release);
         left
+    }
+}
+
+impl Work {
+    /// The parts of a lane.
+    fn lane(self, lane: usize) -> Range<usize> {
+        self.parts * lane / self.lanes..self.parts * (lane + 1) / self.lanes
     }
 }
 
@@ -298,7 +329,9 @@ impl Drop for Close<'_> {
     fn drop(&mut self) {
         let region = self.0;
         // A panic of the leader must not leave parts for helpers.
-        region.next.store(usize::MAX / 2, Ordering::Relaxed);
+        for taken in &region.taken {
+            taken.0.store(usize::MAX / 2, Ordering::Relaxed);
+        }
         region.state.fetch_and(!OPEN, Ordering::Relaxed);
         let mut spins = 0;
         while region.state.load(Ordering::Acquire) != 0 {
@@ -324,7 +357,8 @@ pub(super) fn in_parts(parts: usize, part: &(dyn Fn(usize) + Sync)) {
         Some(seat) => {
             let back = PutBack(Some(seat));
             if let Some(seat) = &back.0 {
-                seat.region.lead(parts, part);
+                let helpers = seat.helpers.load(Ordering::Relaxed);
+                seat.region.lead(parts, helpers, part);
             }
         }
         None => (0..parts).for_each(part),

@@ -51,7 +51,9 @@ pub(super) fn forward(
         let len = window[1] - window[0];
         shape.positions.check(len, table.len(), columns)?;
     }
-    let mut out = vec![0f32; tokens * hidden];
+    // Zeros at once would be fresh pages from the kernel, for each layer of each batch.
+    let mut out = Vec::with_capacity(tokens * hidden);
+    out.resize(tokens * hidden, 0f32);
     let place = Place(out.as_mut_ptr());
     let all = shape.sequences() * shape.heads;
     let per_part = if is_helped() { PART_HEADS } else { all.max(1) };

@@ -9,6 +9,7 @@ use super::{COLUMNS, PackedLinear, Place, TileKernel};
 use crate::ops::activation::Activation;
 use crate::ops::crew::{in_parts, is_helped};
 use crate::ops::lora::{LoraUpdate, RowUpdates};
+use crate::ops::simd::vectorize;
 use crate::ops::tile::{Finish, Left, Right, Start, Target};
 use crate::ops::{contiguous, host};
 
@@ -44,8 +45,10 @@ struct Term<'a> {
     rows: Range<usize>,
     columns: Range<usize>,
     rank: usize,
-    /// B, `[columns, rank]`.
+    /// A, `[rank, in]`, and B, `[columns, rank]`.
+    a: &'a [f32],
     b: &'a [f32],
+    scale: f32,
     /// s · x Aᵀ, `[rows, rank]`.
     h: Vec<f32>,
 }
@@ -76,22 +79,18 @@ impl<'a> Terms<'a> {
             if !fits || update.map.is_some() || !whole(columns.start) || !whole(columns.end) {
                 return Ok(None);
             }
-            let x = &x[rows.start * input..rows.end * input];
             terms.push(Term {
                 kernel,
                 rows: (*rows).clone(),
                 columns,
                 rank,
+                a: contiguous(host(&a.0)?, a.1)?,
                 b: contiguous(host(&b.0)?, b.1)?,
-                h: narrow(
-                    kernel,
-                    x,
-                    contiguous(host(&a.0)?, a.1)?,
-                    (rows.len(), rank, input),
-                    update.scale as f32,
-                ),
+                scale: update.scale as f32,
+                h: vec![0f32; rows.len() * rank],
             });
         }
+        narrow(&mut terms, x, linear.input);
         Ok(Some(Self(terms)))
     }
 
@@ -147,29 +146,29 @@ impl<'a> Terms<'a> {
     }
 }
 
-/// `scale · x aᵀ`, some rows on other cores if they help.
-fn narrow(
-    kernel: TileKernel,
-    x: &[f32],
-    a: &[f32],
-    (rows, rank, input): (usize, usize, usize),
-    scale: f32,
-) -> Vec<f32> {
-    let mut h = vec![0f32; rows * rank];
-    let place = Place(h.as_mut_ptr());
-    let per_part = if is_helped() { PART_ROWS } else { rows.max(1) };
-    in_parts(rows.div_ceil(per_part), &|part| {
-        let rows = part * per_part..((part + 1) * per_part).min(rows);
-        // SAFETY: each part has rows of its own of the `rows · rank` values.
+/// Fills in `h` of all terms, some rows on other cores if they help.
+fn narrow(terms: &mut [Term<'_>], x: &[f32], input: usize) {
+    let per_part = if is_helped() { PART_ROWS } else { usize::MAX };
+    let mut parts = Vec::new();
+    for term in terms {
+        let x = &x[term.rows.start * input..term.rows.end * input];
+        let rows = term.rows.len().min(per_part).max(1);
+        let of_part = x
+            .chunks(rows * input)
+            .zip(term.h.chunks_mut(rows * term.rank.max(1)));
+        let (kernel, a, scale) = (term.kernel, term.a, term.scale);
+        parts.extend(of_part.map(|(x, h)| {
+            let place = Place(h.as_mut_ptr());
+            (kernel, x, a, scale, place, h.len())
+        }));
+    }
+    in_parts(parts.len(), &|part| {
+        let (kernel, x, a, scale, place, len) = parts[part];
+        // SAFETY: the chunks are apart, each is one part's, and the terms are borrowed till the end.
         #[allow(unsafe_code)]
-        let h = unsafe {
-            let first = place.get().add(rows.start * rank);
-            std::slice::from_raw_parts_mut(first, rows.len() * rank)
-        };
-        let x = &x[rows.start * input..rows.end * input];
+        let h = unsafe { std::slice::from_raw_parts_mut(place.get(), len) };
         kernel.dots(x, a, input, scale, h);
     });
-    h
 }
 
 /// `[columns, rank]` in panels of sixteen columns, `[columns / 16][rank][16]`, zeros in place of
@@ -177,6 +176,36 @@ fn narrow(
 fn turn(b: &[f32], rank: usize, panels: &mut Vec<f32>) {
     panels.clear();
     panels.resize(b.len().next_multiple_of(COLUMNS * rank), 0.0);
+    vectorize(
+        #[inline(always)]
+        || match rank {
+            // With a length that the compiler knows, it turns a panel in registers.
+            8 => turn_panels::<8>(b, panels),
+            16 => turn_panels::<16>(b, panels),
+            rank => turn_columns(b, rank, panels),
+        },
+    );
+}
+
+#[inline(always)]
+fn turn_panels<const RANK: usize>(b: &[f32], panels: &mut [f32]) {
+    let (rows, _) = b.as_chunks::<RANK>();
+    let (to, _) = panels.as_chunks_mut::<COLUMNS>();
+    let whole = rows.chunks_exact(COLUMNS);
+    let rest = whole.remainder();
+    let done = rows.len() - rest.len();
+    for (rows, to) in whole.zip(to.chunks_exact_mut(RANK)) {
+        for j in 0..RANK {
+            for c in 0..COLUMNS {
+                to[j][c] = rows[c][j];
+            }
+        }
+    }
+    turn_columns(rest.as_flattened(), RANK, &mut panels[done * RANK..]);
+}
+
+#[inline(always)]
+fn turn_columns(b: &[f32], rank: usize, panels: &mut [f32]) {
     let of_panel = b.chunks(COLUMNS * rank);
     for (b, panel) in of_panel.zip(panels.chunks_exact_mut(COLUMNS * rank)) {
         for (column, b) in b.chunks_exact(rank).enumerate() {
