@@ -233,8 +233,14 @@ fn another_number_of_threads_changes_roundings_only() {
 #[test]
 fn a_task_is_learnt() {
     for model in ENCODERS {
-        let (_, score) = run(&lora_trainee(model), &spec(40), 2);
-        assert!(score.unwrap() > 0.9, "{model}: {score:?}");
+        // Networks as small and random as these get stuck with one seed or another, and which one it
+        // is changes with the rounding of sums: the middle one of three counts.
+        let mut scores = [1, 2, 3].map(|seed| {
+            let spec = TrainingSpec { seed, ..spec(40) };
+            run(&lora_trainee(model), &spec, 2).1.unwrap()
+        });
+        scores.sort_by(f64::total_cmp);
+        assert!(scores[1] > 0.9, "{model}: {scores:?}");
     }
 }
 
