@@ -5,8 +5,9 @@
 //! Texts are those of the test split of movie-sentiment, sorted by length, several times over;
 //! tokens are made beforehand. The teacher reads the student's tokens: only its speed counts.
 
+mod texts;
+
 use std::collections::VecDeque;
-use std::fs;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,10 +18,10 @@ use clap::Parser;
 use kdlora::adapter::{AdapterFolder, Classifier};
 use kdlora::encoder::{Encoder, Logits, Placement, Segment};
 use kdlora::ops::{Precision, device};
-use kdlora::text::{Input, PackedBatch, Sequence, Tokenizer};
+use kdlora::text::{PackedBatch, Sequence, Tokenizer};
 use serde_json::json;
+use texts::TASK;
 
-const TASK: &str = "movie-sentiment";
 const ROUNDS: usize = 5;
 /// Adapters that answer in one batch.
 const ADAPTERS: usize = 100;
@@ -61,7 +62,8 @@ fn main() {
         json!(placement.device_name()),
         placement.dtype_name(),
     );
-    let texts = texts(&args.student);
+    let tokenizer = Tokenizer::load(&args.student).expect("a tokenizer");
+    let texts = texts::sequences(&tokenizer);
     let mut repeated: Vec<&Sequence> = (0..args.repeat).flat_map(|_| &texts).collect();
     repeated.sort_by_key(|sequence| sequence.ids.len());
     let batches = batches(&repeated, args.batch_tokens);
@@ -131,21 +133,6 @@ fn head(encoder: &Encoder) -> std::collections::BTreeMap<String, candle_core::Te
     .into_iter()
     .map(|(name, tensor)| (name.to_owned(), tensor))
     .collect()
-}
-
-fn texts(student: &Path) -> Vec<Sequence> {
-    let tokenizer = Tokenizer::load(student).expect("a tokenizer");
-    let rows = fs::read_to_string(format!("data/{TASK}/test.jsonl")).expect("the data set");
-    rows.lines()
-        .map(|line| {
-            let row: serde_json::Value = serde_json::from_str(line).expect("a row");
-            let input = Input {
-                text: row["text"].as_str().expect("a text").to_owned(),
-                text_pair: None,
-            };
-            tokenizer.encode(&input, 128, None).expect("a short text")
-        })
-        .collect()
 }
 
 /// In this order, as many a batch as its tokens allow.

@@ -6,8 +6,9 @@
 //! one core. Throughput of `workers` is in multiplications and additions of the linears and of
 //! attention: Gelem/s are GFLOP/s, to hold beside the `peak` of `cargo bench --bench ops`.
 
+mod texts;
+
 use std::collections::BTreeSet;
-use std::fs;
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::{Arc, Barrier};
@@ -22,24 +23,8 @@ use kdlora::adapter::{AdapterFolder, Classifier};
 use kdlora::encoder::{Encoder, EncoderConfig, Segment};
 use kdlora::hub;
 use kdlora::ops::{Crew, Precision};
-use kdlora::text::{Input, PackedBatch, Sequence, Tokenizer};
-
-const TASK: &str = "movie-sentiment";
-
-fn texts(tokenizer: &Tokenizer, count: usize) -> Vec<Sequence> {
-    let rows = fs::read_to_string(format!("data/{TASK}/test.jsonl")).expect("the data set");
-    rows.lines()
-        .take(count)
-        .map(|line| {
-            let row: serde_json::Value = serde_json::from_str(line).expect("a row");
-            let input = Input {
-                text: row["text"].as_str().expect("a text").to_owned(),
-                text_pair: None,
-            };
-            tokenizer.encode(&input, 128, None).expect("a short text")
-        })
-        .collect()
-}
+use kdlora::text::{PackedBatch, Sequence, Tokenizer};
+use texts::TASK;
 
 /// Multiplications and additions of a forward: behind its attention the last layer works on first
 /// tokens alone. LoRA, norms, softmax and the head are not counted.
@@ -88,7 +73,7 @@ fn forwards(c: &mut Criterion) {
     let folder = hub::resolve("minilm-l6", &cache)
         .expect("the encoder; fetch it with: cargo run --release -- pull minilm-l6");
     let tokenizer = Tokenizer::load(&folder).expect("a tokenizer");
-    let sequences = texts(&tokenizer, 32);
+    let sequences = texts::sequences(&tokenizer);
     let adapter = format!("models/adapters/{TASK}/student");
     let adapter = AdapterFolder::read(Path::new(&adapter)).expect("an adapter");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
