@@ -23,7 +23,7 @@ use kdlora::adapter::{AdapterFolder, Classifier};
 use kdlora::encoder::{Encoder, EncoderConfig, Segment};
 use kdlora::hub;
 use kdlora::ops::{Crew, Precision};
-use kdlora::text::{PackedBatch, Sequence, Tokenizer};
+use kdlora::text::{PackedBatch, Tokenizer};
 use texts::TASK;
 
 /// Multiplications and additions of a forward: behind its attention the last layer works on first

@@ -4,10 +4,10 @@ use std::fs;
 
 use kdlora::text::{Input, Sequence, Tokenizer};
 
-pub const TASK: &str = "movie-sentiment";
+pub(crate) const TASK: &str = "movie-sentiment";
 
 /// All of them, in the file's order.
-pub fn sequences(tokenizer: &Tokenizer) -> Vec<Sequence> {
+pub(crate) fn sequences(tokenizer: &Tokenizer) -> Vec<Sequence> {
     let rows = fs::read_to_string(format!("data/{TASK}/test.jsonl")).expect("the data set");
     rows.lines()
         .map(|line| {
