@@ -15,6 +15,8 @@ use crate::text::{Input, Sequence, Tokenizer, TokenizerError, Truncation};
 
 /// Bytes of a request that are tokenised on the thread of its connection: a tenth of a millisecond.
 const SHORT: usize = 512;
+/// What an input takes beside its bytes, in bytes: many empty ones are no short request.
+const EACH: usize = 16;
 
 /// Turns inputs into sequences; called by several threads at once.
 pub trait Tokenize: Send + Sync + 'static {
@@ -83,7 +85,7 @@ impl TokenizerPool {
             max_length,
             truncation,
         };
-        if texts.bytes() <= SHORT {
+        if texts.is_short() {
             return texts.encode(&*self.tokenizer);
         }
         let (reply, sequences) = oneshot::channel();
@@ -108,12 +110,12 @@ fn work(tokenizer: &dyn Tokenize, jobs: &Mutex<Receiver<Job>>) {
 }
 
 impl Texts {
-    fn bytes(&self) -> usize {
+    fn is_short(&self) -> bool {
         let bytes = |input: &Input| {
             let pair = input.text_pair.as_ref().map_or(0, String::len);
-            input.text.len() + pair
+            EACH + input.text.len() + pair
         };
-        self.inputs.iter().map(bytes).sum()
+        self.inputs.iter().map(bytes).sum::<usize>() <= SHORT
     }
 
     fn encode(&self, tokenizer: &dyn Tokenize) -> Result<Vec<Sequence>, ServingError> {
@@ -133,5 +135,29 @@ impl Texts {
                     .map_err(|error| ServingError::Tokenize { index, error })
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_a_long_text_nor_many_empty_ones_are_short() {
+        let is_short = |text: &str, count| {
+            let input = Input {
+                text: text.to_owned(),
+                text_pair: None,
+            };
+            let texts = Texts {
+                inputs: vec![input; count],
+                max_length: 128,
+                truncation: None,
+            };
+            texts.is_short()
+        };
+        assert!(is_short("A quiet, wonderful film.", 4));
+        assert!(!is_short(&"long ".repeat(200), 1));
+        assert!(!is_short("", 256));
     }
 }
