@@ -3,9 +3,10 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 use std::time::Instant;
 
-use common::{Install, PATIENCE, Server};
+use common::{Install, PATIENCE, Server, letters_or_digits, program};
 use serde_json::{Value, json};
 
 /// A data root with a classifier `teacher`, whose words are the student's.
@@ -133,4 +134,57 @@ async fn what_cannot_be_asked_is_refused_with_a_reason() {
             .any(|encoder| encoder["name"] == "mpnet-base")
     );
     assert_eq!(known["adapters"], json!([]));
+}
+
+/// A pass whose validation rows have the other one's label each: the teacher can only be wrong.
+#[test]
+fn the_report_says_if_the_teacher_has_learnt_the_labels() {
+    let install = Install::of("bert-pairs");
+    let mut rows = letters_or_digits(260);
+    let mut validation = rows.split_off(200);
+    for row in &mut validation {
+        let other = match row["label"].as_str() {
+            Some("letters") => "digits",
+            _ => "letters",
+        };
+        row["label"] = json!(other);
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let warnings = |more: usize| {
+        let without_labels = (0..more).map(|i| json!({"text": format!("a {i}")}));
+        let train: Vec<Value> = rows.iter().cloned().chain(without_labels).collect();
+        let spec = json!({
+            "task": "kind",
+            "data": {
+                "train": {"rows": train},
+                "validation": {"rows": validation},
+                "test": {"rows": [{"text": "a d 1", "label": "letters"}]},
+            },
+            "teacher": {
+                "model": install.student(),
+                "finetune": {"mode": "full", "epochs": 4, "learning_rate": 0.003},
+            },
+            "training": {"epochs": 1, "batch_size": 16, "max_length": 16},
+        });
+        let path = folder.path().join("spec.json");
+        fs::write(&path, spec.to_string()).expect("write");
+        let out = folder.path().join(more.to_string());
+        let output = Command::new(program())
+            .args(["--log", "warn", "distill", "--spec"])
+            .arg(&path)
+            .arg("--student")
+            .arg(install.student())
+            .arg("--out")
+            .arg(&out)
+            .output()
+            .expect("it runs");
+        assert!(output.status.success(), "{output:?}");
+        let report = fs::read(out.join("report.json")).expect("a report");
+        let report: Value = serde_json::from_slice(&report).expect("JSON");
+        report["data"]["checks"]["warnings"].to_string()
+    };
+    let all_labelled = warnings(0);
+    assert!(all_labelled.contains("has learnt"), "{all_labelled}");
+    let few_labelled = warnings(400);
+    assert!(!few_labelled.contains("has learnt"), "{few_labelled}");
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Dataset, FEW_TEST_ROWS, Label, Row, splits};
+use super::{Dataset, FEW_TEST_ROWS, FEW_VALIDATION_ROWS, Label, Row, splits};
 use crate::adapter::ProblemType;
 
 /// The three parts of a data set.
@@ -213,4 +213,25 @@ pub(super) fn warnings(dataset: &Dataset, trained_teacher: bool) -> Vec<String> 
         ));
     }
     warnings
+}
+
+/// What to say of a teacher that scores so much better on the training rows than on the validation
+/// rows that it must have learnt their labels: its answers then teach the student little that the
+/// labels do not. Scores are at most 1.
+pub(in crate::distill) fn repeated_labels(
+    checks: &DataChecks,
+    train: f64,
+    validation: f64,
+) -> Option<String> {
+    let SplitChecks { rows, labelled, .. } = checks.train;
+    let mostly_labelled = rows - labelled < labelled;
+    let enough_rows = checks.validation.labelled >= FEW_VALIDATION_ROWS;
+    let half_the_errors = 1.0 - train <= 0.5 * (1.0 - validation);
+    (mostly_labelled && enough_rows && validation < 1.0 && half_the_errors).then(|| {
+        format!(
+            "the teacher scores {train:.3} on the training rows and {validation:.3} on the \
+             validation rows, so it has learnt the former's labels and its answers add little to \
+             them; texts of the same kind without labels would teach the student more"
+        )
+    })
 }

@@ -22,6 +22,7 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+pub(in crate::distill) use checks::repeated_labels;
 pub use checks::{ClassCount, DataChecks, Rejection, Split, SplitChecks, TargetRange};
 pub use error::{DataError, KnownBy, Origin};
 pub use preset::{Preset, PresetFiles};
@@ -52,6 +53,9 @@ pub const CUT_SHARE: f64 = 0.1;
 pub const MAX_CUT: usize = 2_000;
 /// Fewer labelled test rows than this leave the score uncertain by several points.
 const FEW_TEST_ROWS: usize = 200;
+
+/// With fewer labelled validation rows, nothing is concluded from a teacher's score on them.
+const FEW_VALIDATION_ROWS: usize = 50;
 
 /// One example.
 #[derive(Clone, Debug, PartialEq)]

@@ -216,6 +216,22 @@ fn a_trained_teacher_needs_no_labels() {
 }
 
 #[test]
+fn a_teacher_that_has_learnt_the_labels_is_found_out() {
+    let mut checks = DataChecks::default();
+    (checks.train.rows, checks.train.labelled) = (1_000, 1_000);
+    checks.validation.labelled = 100;
+    let warning = repeated_labels(&checks, 0.98, 0.93).expect("a warning");
+    assert!(warning.contains("0.980 on the training rows and 0.930"));
+    assert_eq!(repeated_labels(&checks, 0.96, 0.93), None);
+    assert_eq!(repeated_labels(&checks, 1.0, 1.0), None);
+    let mut few = checks.clone();
+    few.validation.labelled = 20;
+    assert_eq!(repeated_labels(&few, 0.98, 0.93), None);
+    checks.train.rows = 2_000;
+    assert_eq!(repeated_labels(&checks, 0.98, 0.93), None);
+}
+
+#[test]
 fn without_labels_and_teacher_there_is_nothing_to_learn() {
     assert!(matches!(
         load(&spec(unlabelled(50))),

@@ -53,6 +53,25 @@ impl Pass<'_> {
         }
     }
 
+    /// Warns of a teacher that has learnt the training rows' labels.
+    pub(super) fn warn_of_repeated_labels(&mut self, taught: &Taught) -> Result<(), PassError> {
+        let data = &self.data;
+        let score = |rows: &[Row]| {
+            let (logits, labels) = (by_id(rows, &taught.logits), dataset::labels(rows));
+            let seed = self.spec.training.seed;
+            match evaluate(data.scoring(), &data.label_names, &logits, &labels, seed) {
+                Ok(evaluation) => Ok(Some(evaluation.score.value)),
+                Err(EvaluationError::NoLabels) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        if let (Some(train), Some(validation)) = (score(&data.train)?, score(&data.validation)?) {
+            let warning = dataset::repeated_labels(&data.checks, train, validation);
+            self.data.checks.warnings.extend(warning);
+        }
+        Ok(())
+    }
+
     pub(super) fn score(
         &self,
         answers: &[Vec<f32>],

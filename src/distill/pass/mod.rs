@@ -302,6 +302,9 @@ impl Pass<'_> {
         let sequences =
             student.sequences(self.data.rows(), max_length, spec.training.truncation)?;
         self.count_truncated(&sequences);
+        if let Some(taught) = &taught {
+            self.warn_of_repeated_labels(taught)?;
+        }
 
         self.stage(Stage::StudentTraining);
         let device = student.encoder.device().clone();
