@@ -47,8 +47,9 @@ pub(super) struct PlacesArgs {
         value_name = "DEVICE"
     )]
     device: DeviceChoice,
-    /// Number format of what is frozen while adapters train on a GPU: bf16, f16 or f32 [default:
-    /// bf16]. Adapters and full fine-tuning are in f32, and so is all on a CPU.
+    /// Number format of what is frozen while adapters train: on a GPU bf16, f16 or f32 [default:
+    /// bf16], on a CPU f32 or, where it has AVX512_BF16, bf16 [default: f32]. Adapters and full
+    /// fine-tuning are in f32.
     #[arg(long, env = "KDLORA_TRAINING_DTYPE", value_name = "FORMAT")]
     dtype: Option<Dtype>,
     /// Most memory of a GPU; a training that would need more is refused.

@@ -4,8 +4,8 @@ use candle_core::{DType, Device};
 
 use super::units::{DeviceChoice, Dtype};
 use crate::encoder::Placement;
-use crate::ops::Precision;
 use crate::ops::device::{self, DeviceError, HAS_CUDA};
+use crate::ops::{Precision, has_bf16};
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +18,10 @@ pub struct Compute {
 /// A device that can't be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ComputeError {
-    #[error("the CPU computes in f32 or int8; --dtype {0} needs a GPU")]
+    #[error("the CPU computes in f32, bf16 or int8; --dtype {0} needs a GPU")]
     NotOnCpu(Dtype),
+    #[error("this processor does not multiply in bf16 (it lacks AVX512_BF16): use --dtype f32")]
+    NoBf16,
     #[error("--dtype int8 is for the CPU; a GPU computes in bf16, f16 or f32")]
     NotOnGpu,
     #[error(transparent)]
@@ -64,6 +66,8 @@ fn on_cpu(dtype: Option<Dtype>) -> Result<Placement, ComputeError> {
     let precision = match dtype {
         None | Some(Dtype::F32) => Precision::F32,
         Some(Dtype::Int8) => Precision::Int8,
+        Some(Dtype::Bf16) if has_bf16() => Precision::Bf16,
+        Some(Dtype::Bf16) => return Err(ComputeError::NoBf16),
         Some(other) => return Err(ComputeError::NotOnCpu(other)),
     };
     Ok(Placement::cpu(precision))
@@ -88,11 +92,15 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_computes_in_f32_unless_told_to_in_int8() {
+    fn a_cpu_computes_in_f32_unless_told_otherwise() {
         let open = |dtype| compute(DeviceChoice::Cpu, dtype).open();
         assert_eq!(open(None).unwrap().dtype_name(), "f32");
         assert_eq!(open(Some(Dtype::Int8)).unwrap().dtype_name(), "int8");
-        let refused = open(Some(Dtype::Bf16)).unwrap_err();
+        match open(Some(Dtype::Bf16)) {
+            Ok(placement) => assert!(has_bf16() && placement.dtype_name() == "bf16"),
+            Err(refused) => assert!(!has_bf16() && refused.to_string().contains("AVX512_BF16")),
+        }
+        let refused = open(Some(Dtype::F16)).unwrap_err();
         assert!(refused.to_string().contains("needs a GPU"), "{refused}");
     }
 

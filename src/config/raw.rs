@@ -48,8 +48,8 @@ pub struct RawServe {
     #[arg(long, env = "KDLORA_DEVICE", value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
 
-    /// Number format of the encoder: f32 or int8 on a CPU, bf16, f16 or f32 on a GPU [default: f32
-    /// on a CPU, bf16 on a GPU].
+    /// Number format of the encoder: f32, int8 or, where it has AVX512_BF16, bf16 on a CPU, bf16,
+    /// f16 or f32 on a GPU [default: f32 on a CPU, bf16 on a GPU].
     #[arg(long, env = "KDLORA_DTYPE", value_name = "FORMAT")]
     pub dtype: Option<Dtype>,
 

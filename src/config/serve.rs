@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn refuses_what_no_device_does() {
-        assert!(refusal(&["--device", "cpu", "--dtype", "bf16"]).contains("f32 or int8"));
+        assert!(refusal(&["--device", "cpu", "--dtype", "f16"]).contains("bf16 or int8"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub struct ConvConfig {
 }
 
 /// LayerNorm(output of the first layer + act(convolution of the embeddings)).
+#[derive(Clone)]
 pub(super) struct Conv {
     config: ConvConfig,
     /// Of a window: `[hidden, kernel · hidden]`.

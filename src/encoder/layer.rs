@@ -11,12 +11,13 @@ use super::names::Names;
 use super::relative::{BatchPositions, PositionProjection, Relative};
 use super::{EncoderConfig, EncoderError, Segment, Site, TaskWeights, Weights};
 use crate::ops::{
-    self, Activation, AttentionShape, Dropout, LayerLinear, LayerParts, Linear, LoraUpdate, Norm,
-    Precision, RowUpdates,
+    self, Activation, AttentionShape, Dropout, FrozenBf16, LayerLinear, LayerParts, Linear,
+    LoraUpdate, Norm, Precision, RowUpdates,
 };
 use crate::text::PackedBatch;
 
-/// The linears of a layer; Q, K and V are one, and so are the query and key of positions.
+/// The linears of a layer, in the order of [`Layer::linears`]; Q, K and V are one, and so are the
+/// query and key of positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Slot {
     Qkv,
@@ -37,6 +38,8 @@ pub(super) struct Layer {
     up: Dense,
     down: Dense,
     output_norm: Norm,
+    /// The linears in bf16, where what trains on them is computed in it.
+    bf16: Option<Arc<[Arc<FrozenBf16>; 4]>>,
 }
 
 impl Layer {
@@ -64,7 +67,31 @@ impl Layer {
             up: Dense::Plain(linear(names.up, hidden, wide)?),
             down: Dense::Plain(linear(names.down, wide, hidden)?),
             output_norm: norm(names.output_norm)?,
+            bf16: None,
         })
+    }
+
+    /// This layer for training by LoRA on linears in bf16.
+    pub(super) fn with_bf16(&self) -> Result<Self, EncoderError> {
+        let narrow = |linear: &Dense| -> Result<_, EncoderError> {
+            Ok(Arc::new(FrozenBf16::new(linear.plain()?)?))
+        };
+        let [qkv, attention_output, up, down] = self.linears();
+        let all = [
+            narrow(qkv)?,
+            narrow(attention_output)?,
+            narrow(up)?,
+            narrow(down)?,
+        ];
+        Ok(Self {
+            bf16: Some(Arc::new(all)),
+            ..self.clone()
+        })
+    }
+
+    pub(super) fn bf16_bytes(&self) -> usize {
+        let all = self.bf16.iter().flat_map(|all| all.iter());
+        all.map(|linear| linear.bytes()).sum()
     }
 
     /// This layer with its linears laid out for inference.
@@ -120,15 +147,10 @@ impl Layer {
             return Ok(None);
         };
         let (Some(qkv), Some(attention_output), Some(up), Some(down)) = (
-            self.linear(&self.qkv, Slot::Qkv, weights, attend.dropout),
-            self.linear(
-                &self.attention_output,
-                Slot::AttentionOutput,
-                weights,
-                finish.dropout,
-            ),
-            self.linear(&self.up, Slot::Up, weights, finish.dropout),
-            self.linear(&self.down, Slot::Down, weights, finish.dropout),
+            self.linear(Slot::Qkv, weights, attend.dropout),
+            self.linear(Slot::AttentionOutput, weights, finish.dropout),
+            self.linear(Slot::Up, weights, finish.dropout),
+            self.linear(Slot::Down, weights, finish.dropout),
         ) else {
             return Ok(None);
         };
@@ -154,18 +176,19 @@ impl Layer {
 
     /// A linear with what `weights` add to it, unless it is packed.
     fn linear<'a>(
-        &self,
-        linear: &'a Dense,
+        &'a self,
         slot: Slot,
         weights: &'a TaskWeights,
         dropout: Option<Dropout>,
     ) -> Option<LayerLinear<'a>> {
-        let Dense::Plain(linear) = linear else {
+        let place = slot as usize;
+        let Dense::Plain(linear) = self.linears().get(place)? else {
             return None;
         };
         let site = Site::Layer(self.index, slot);
         Some(LayerLinear {
             linear,
+            bf16: self.bf16.as_ref().map(|all| &all[place]),
             updates: weights.updates(site).map_or(&[], |updates| updates),
             dropout: dropout.map(|dropout| dropout.at_site(site.number())),
         })

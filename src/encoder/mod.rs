@@ -53,6 +53,7 @@ use relative::Relative;
 use walk::{Walk, taken};
 
 /// A transformer encoder, `[tokens]` ids to `[tokens, hidden]` states.
+#[derive(Clone)]
 pub struct Encoder {
     config: EncoderConfig,
     word: Tensor,

@@ -52,6 +52,24 @@ impl Encoder {
         Ok(self)
     }
 
+    /// This encoder for training by LoRA with linears in bf16. Where a layer does not train as one
+    /// op, and in inference, it computes as before.
+    ///
+    /// # Errors
+    /// The encoder is packed or not in host memory, or the processor does not multiply in bf16.
+    pub fn train_in_bf16(&self) -> Result<Self, EncoderError> {
+        let mut encoder = self.clone();
+        for layer in &mut encoder.layers {
+            *layer = layer.with_bf16()?;
+        }
+        Ok(encoder)
+    }
+
+    /// Memory of the linears in bf16 that [training](Self::train_in_bf16) needs beside the others.
+    pub fn bf16_bytes(&self) -> usize {
+        self.layers.iter().map(Layer::bf16_bytes).sum()
+    }
+
     /// How the encoder is packed, if it is.
     pub fn precision(&self) -> Option<Precision> {
         self.packing.as_ref().map(|packing| packing.precision)

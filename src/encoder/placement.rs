@@ -1,6 +1,7 @@
 //! Where an encoder is and in what numbers it computes.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, DeviceLocation};
 
@@ -13,7 +14,7 @@ pub struct Placement {
     device: Device,
     /// Of matrices and activations.
     dtype: DType,
-    /// How linears are packed for inference on a CPU.
+    /// How linears are packed for inference on a CPU, and in what frozen ones are trained on.
     precision: Precision,
 }
 
@@ -62,6 +63,7 @@ impl Placement {
     pub fn dtype_name(&self) -> &'static str {
         match self.precision {
             Precision::Int8 => "int8",
+            Precision::Bf16 => "bf16",
             Precision::F32 => self.dtype.as_str(),
         }
     }
@@ -77,6 +79,14 @@ impl Placement {
     /// An encoder that adapters can be trained on, of a folder in Hugging Face's layout.
     pub fn load(&self, folder: &Path) -> Result<Encoder, EncoderError> {
         Encoder::load_on(folder, self)
+    }
+
+    /// An encoder as adapters train on it: in bf16, if that is asked of a CPU.
+    pub fn for_training(&self, encoder: &Arc<Encoder>) -> Result<Arc<Encoder>, EncoderError> {
+        match self.precision {
+            Precision::Bf16 => Ok(Arc::new(encoder.train_in_bf16()?)),
+            _ => Ok(encoder.clone()),
+        }
     }
 
     /// The same for inference alone.

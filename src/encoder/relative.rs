@@ -69,6 +69,7 @@ impl DisentangledConfig {
 }
 
 /// What all layers share.
+#[derive(Clone)]
 pub(super) enum Relative {
     None,
     Bias {

@@ -50,7 +50,7 @@ pub use lora::{
     ColumnMap, LoraUpdate, RowUpdates, add_updates, linear_rows, lora_add, map_columns,
 };
 pub use norm::{Norm, add_norm, norm};
-pub use packed::{PackedLinear, Precision, packed_linear};
+pub use packed::{FrozenBf16, PackedLinear, Precision, has_bf16, packed_linear};
 pub use unfold::unfold;
 
 use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor};

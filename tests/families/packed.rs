@@ -5,12 +5,12 @@ use std::sync::Arc;
 use candle_core::{Device, Var};
 use kdlora::adapter::Classifier;
 use kdlora::encoder::{Encoder, EncoderConfig, Segment, Weights};
-use kdlora::ops::{Crew, Precision};
+use kdlora::ops::{Crew, Precision, has_bf16};
 use kdlora::text::PackedBatch;
 
 use crate::cases::{Case, assert_close, relative_error};
 
-/// In f32 the golden logits, in eight bits ones near them; hot and merged alike.
+/// In f32 the golden logits, in bf16 and eight bits ones near them; hot and merged alike.
 pub(crate) fn a_packed_encoder_answers_the_same(model_type: &str) {
     let crew = Crew::start(2).unwrap();
     for case in Case::of(model_type) {
@@ -19,7 +19,8 @@ pub(crate) fn a_packed_encoder_answers_the_same(model_type: &str) {
         };
         let plain = Encoder::load(&case.model_folder(), &Device::Cpu).unwrap();
         let parameters = plain.parameters();
-        for precision in [Precision::F32, Precision::Int8] {
+        let bf16 = has_bf16().then_some(Precision::Bf16);
+        for precision in [Precision::F32, Precision::Int8].into_iter().chain(bf16) {
             let encoder = Encoder::load(&case.model_folder(), &Device::Cpu).unwrap();
             let encoder = Arc::new(encoder.pack(precision).unwrap());
             assert_eq!(encoder.parameters(), parameters);
@@ -35,9 +36,13 @@ pub(crate) fn a_packed_encoder_answers_the_same(model_type: &str) {
                             assert_close(row, &golden.logits, 1e-4, &what);
                         }
                     }
-                    Precision::Int8 => {
+                    Precision::Bf16 | Precision::Int8 => {
                         let error = relative_error(&rows, &case);
-                        assert!(error < 0.15, "{what}: off by {error}");
+                        let bound = match precision {
+                            Precision::Bf16 => 0.05,
+                            _ => 0.15,
+                        };
+                        assert!(error < bound, "{what}: off by {error}");
                     }
                 }
             }

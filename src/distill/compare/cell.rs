@@ -148,7 +148,8 @@ impl Bench<'_> {
             let weights = Weights::read(&dir, config.family, device)?;
             Trainee::full(config, &weights, labels, training.seed)?
         } else {
-            Trainee::lora(base.encoder, &cell.lora, labels, training.seed)?
+            let encoder = self.places.placement.for_training(&base.encoder)?;
+            Trainee::lora(encoder, &cell.lora, labels, training.seed)?
         };
         if let Some((teacher, _)) = &layers {
             trainee = trainee.with_projection(teacher.hidden_size(), training.seed)?;

@@ -311,7 +311,7 @@ impl Pass<'_> {
         peak::begin(&device);
         let labels = self.data.label_names.len();
         let trainee = Trainee::lora(
-            student.encoder.clone(),
+            self.places.placement.for_training(&student.encoder)?,
             &spec.lora,
             labels,
             spec.training.seed,

@@ -216,7 +216,8 @@ impl Pass<'_> {
             let weights = Weights::read(&base.dir, config.family, base.encoder.device())?;
             Trainee::full(config, &weights, labels, seed)?
         } else {
-            Trainee::lora(base.encoder.clone(), &finetune.lora, labels, seed)?
+            let encoder = self.places.placement.for_training(&base.encoder)?;
+            Trainee::lora(encoder, &finetune.lora, labels, seed)?
         };
         let training = TrainingSpec {
             epochs: finetune.epochs,

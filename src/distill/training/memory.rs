@@ -63,7 +63,7 @@ impl MemoryNeed {
             false => (0, encoder.dtype().size_in_bytes() as u64),
         };
         Self {
-            model: process + frozen_value * frozen,
+            model: process + frozen_value * frozen + encoder.bf16_bytes() as u64,
             // Values, best values, two moments; of gradients one a share twice (as tensors and
             // added up), and their sum.
             optimizer: FLOAT * optimized * (4 + 2 * threads + 1),

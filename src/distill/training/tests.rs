@@ -16,7 +16,8 @@ use crate::distill::progress::Step;
 use crate::distill::report::TrainingSummary;
 use crate::distill::rng::CounterRng;
 use crate::distill::spec::{LayerLossSpec, LoraSpec, TrainingSpec};
-use crate::encoder::{Encoder, EncoderConfig, Weights};
+use crate::encoder::{Encoder, EncoderConfig, Placement, Weights};
+use crate::ops::{Precision, has_bf16};
 use crate::text::Sequence;
 
 /// Tiny random encoders, one of each family.
@@ -325,6 +326,33 @@ fn gradient_checkpointing_changes_roundings_only() {
                     assert!((a - b).abs() < 2e-3, "{model}, {name}: {a} {b}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_training_in_bf16_goes_about_the_same_way() {
+    let bf16 = Placement::cpu(Precision::Bf16);
+    for model in ["bert-pairs", "mpnet-value"] {
+        let encoder = encoder(model);
+        if !has_bf16() {
+            assert!(bf16.for_training(&encoder).is_err());
+            continue;
+        }
+        let narrow = || {
+            let encoder = bf16.for_training(&encoder).unwrap();
+            Trainee::lora(encoder, &all_linear(), 2, 7).unwrap()
+        };
+        let spec = spec(2);
+        let (rounded, summary) = run_with(&narrow(), &spec, 2, None, None).unwrap();
+        let (_, exact) = run_with(&lora_trainee(model), &spec, 2, None, None).unwrap();
+        for (rounded, exact) in summary.history.iter().zip(&exact.history) {
+            let apart = (rounded.loss - exact.loss).abs();
+            assert!(apart > 0.0 && apart < 0.05 * exact.loss, "{model}: {apart}");
+        }
+        let again = run(&narrow(), &spec, 2).0;
+        for (name, tensor) in &rounded {
+            assert_eq!(values(tensor), values(&again[name]), "{name}");
         }
     }
 }

@@ -179,6 +179,14 @@ impl Trainee {
         matches!(self.base, Base::Full(_))
     }
 
+    /// Whether what is frozen is multiplied in bf16 on a CPU.
+    pub(super) fn trains_in_bf16(&self) -> bool {
+        match &self.base {
+            Base::Frozen { encoder, .. } => encoder.bf16_bytes() > 0,
+            Base::Full(_) => false,
+        }
+    }
+
     /// Whether a layer trains as [one op](crate::ops::trained_layer), which keeps less.
     pub(super) fn layers_are_one_op(&self) -> bool {
         match &self.base {

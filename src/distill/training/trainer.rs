@@ -428,6 +428,9 @@ fn fingerprint(trainee: &Trainee, train: &[Example], learning: &Learning<'_>) ->
     for (name, variable) in trainee.variables() {
         digest.update(format!("{name} {:?}\n", variable.dims()));
     }
+    if trainee.trains_in_bf16() {
+        digest.update("bf16\n");
+    }
     for example in train {
         let Sequence { ids, type_ids, .. } = &example.sequence;
         digest.update(format!("{ids:?} {type_ids:?} {:?} ", example.label));

@@ -1,7 +1,10 @@
 //! A frozen linear with the LoRA that trains on it, forward and backward on rows in host memory.
 
+use std::sync::Arc;
+
 use candle_core::Result;
 
+use crate::ops::FrozenBf16;
 use crate::ops::dropout::Dropout;
 use crate::ops::linear::Linear;
 use crate::ops::matrix::{Into, Matrix, MatrixMut, multiply};
@@ -13,9 +16,9 @@ const BLOCK_ROWS: usize = 64;
 /// A linear of a layer and where its LoRA lies among the layer's parameters.
 ///
 /// The A of all updates follow each other there, `[updates · r, in]`, and so do the B behind them.
-#[derive(Clone, Debug)]
 pub(super) struct AdaptedLinear {
     pub(super) linear: Linear,
+    pub(super) bf16: Option<Arc<FrozenBf16>>,
     pub(super) dropout: Option<Dropout>,
     /// Of each update the same.
     pub(super) rank: usize,
@@ -92,7 +95,10 @@ impl AdaptedLinear {
 
     /// `x Wᵀ + b + Σ s · (drop(x) Aᵀ) Bᵀ`, `[rows, out]`, and `h = drop(x) Aᵀ`.
     pub(super) fn forward(&self, x: &[f32], parameters: &[f32]) -> Result<(Vec<f32>, Vec<f32>)> {
-        let mut y = self.linear.forward_rows(x)?;
+        let mut y = match &self.bf16 {
+            Some(bf16) => bf16.forward(x),
+            None => self.linear.forward_rows(x)?,
+        };
         if !self.is_adapted() {
             return Ok((y, Vec::new()));
         }
@@ -132,23 +138,11 @@ impl AdaptedLinear {
         dparameters: &mut [f32],
         dx: Option<(&mut [f32], Into)>,
     ) -> Result<()> {
-        let (input, out, ranks) = (self.input(), self.out(), self.ranks());
-        let rows = dy.len() / out;
+        let (input, ranks) = (self.input(), self.ranks());
         let dh = self.low_rank_gradients(dy, given, dparameters);
         let dx = match dx {
             Some((dx, into)) => {
-                with_values(&self.linear.weight, |weight| {
-                    let weight = Matrix::new(weight, out, input, input);
-                    let dy = Matrix::new(dy, rows, out, out);
-                    multiply(
-                        MatrixMut::new(dx, rows, input, input),
-                        into,
-                        1.0,
-                        dy,
-                        weight,
-                    );
-                    Ok(())
-                })?;
+                self.frozen_input_gradient(dy, dx, into)?;
                 Some(dx)
             }
             None => None,
@@ -173,6 +167,22 @@ impl AdaptedLinear {
             self.add_low_rank_input_gradient(&dh, given.parameters, dx);
         }
         Ok(())
+    }
+
+    /// `dy W`, `[rows, in]`, into or onto `dx`.
+    fn frozen_input_gradient(&self, dy: &[f32], dx: &mut [f32], into: Into) -> Result<()> {
+        if let Some(bf16) = &self.bf16 {
+            bf16.input_gradient(dy, dx, into);
+            return Ok(());
+        }
+        let (input, out) = (self.input(), self.out());
+        let rows = dy.len() / out;
+        with_values(&self.linear.weight, |weight| {
+            let weight = Matrix::new(weight, out, input, input);
+            let target = MatrixMut::new(dx, rows, input, input);
+            multiply(target, into, 1.0, Matrix::new(dy, rows, out, out), weight);
+            Ok(())
+        })
     }
 
     /// dB = s · dyᵀ h for each update, into `dparameters`; and dh = s · dy B.

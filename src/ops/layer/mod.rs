@@ -16,8 +16,8 @@ use super::activation::Activation;
 use super::attention::Attention;
 use super::matrix::Into;
 use super::{
-    AttentionShape, Dropout, Linear, LoraUpdate, Norm, PositionTable, contiguous, if_tracked,
-    output, with_values,
+    AttentionShape, Dropout, FrozenBf16, Linear, LoraUpdate, Norm, PositionTable, contiguous,
+    if_tracked, output, with_values,
 };
 use adapted::{AdaptedLinear, Columns, Given};
 
@@ -25,6 +25,8 @@ use adapted::{AdaptedLinear, Columns, Given};
 #[derive(Clone, Copy)]
 pub struct LayerLinear<'a> {
     pub linear: &'a Linear,
+    /// The same in bf16, in which it multiplies then.
+    pub bf16: Option<&'a Arc<FrozenBf16>>,
     pub updates: &'a [LoraUpdate],
     /// Of what the updates read.
     pub dropout: Option<Dropout>,
@@ -94,6 +96,7 @@ pub fn trained_layer(
         };
         let linear = AdaptedLinear {
             linear: part.linear.clone(),
+            bf16: part.bf16.cloned(),
             dropout: part.dropout.filter(|dropout| dropout.rate > 0.0),
             rank: part.updates.first().map_or(0, |update| update.a.dims()[0]),
             first: count,

@@ -21,6 +21,7 @@ const LINEARS: [(usize, usize); 4] = [
 struct Frozen {
     linears: Vec<Linear>,
     norms: [Norm; 2],
+    bf16: Option<Vec<Arc<FrozenBf16>>>,
 }
 
 impl Frozen {
@@ -36,12 +37,14 @@ impl Frozen {
         Self {
             linears: LINEARS.into_iter().enumerate().map(linear).collect(),
             norms: [norm(70), norm(71)],
+            bf16: None,
         }
     }
 
     fn parts<'a>(&'a self, updates: &'a [Vec<LoraUpdate>], rate: f64) -> LayerParts<'a> {
         let part = |i: usize| LayerLinear {
             linear: &self.linears[i],
+            bf16: self.bf16.as_ref().map(|all| &all[i]),
             updates: &updates[i],
             dropout: (rate > 0.0).then_some(Dropout {
                 rate,
@@ -166,6 +169,46 @@ fn it_computes_what_its_parts_compute() {
             let [one, many] = gradients.each_ref().map(|g| g.get(variable).unwrap());
             assert_close(one, many);
         }
+    }
+}
+
+#[test]
+fn in_bf16_it_computes_about_the_same() {
+    let mut frozen = Frozen::new();
+    if !crate::ops::has_bf16() {
+        assert!(FrozenBf16::new(&frozen.linears[0]).is_err());
+        return;
+    }
+    let of = |frozen: &Frozen| {
+        let variables: Vec<Var> = inputs(true)
+            .iter()
+            .map(|tensor| Var::from_tensor(tensor).unwrap())
+            .collect();
+        let tracked: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
+        let y = trained_layer(&tracked[0], frozen.parts(&updates(&tracked), 0.25), None).unwrap();
+        let loss = (&y * &random(99, y.shape().clone())).unwrap();
+        let gradients = loss.sum_all().unwrap().backward().unwrap();
+        let gradients = tracked.iter().map(|v| gradients.get(v).unwrap().clone());
+        [y].into_iter().chain(gradients).collect::<Vec<_>>()
+    };
+    let exact = of(&frozen);
+    let narrow = |linear| Arc::new(FrozenBf16::new(linear).unwrap());
+    frozen.bf16 = Some(frozen.linears.iter().map(narrow).collect());
+    for (rounded, exact) in of(&frozen).iter().zip(&exact) {
+        let norm = |t: &Tensor| {
+            t.sqr()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap()
+        };
+        let error = norm(&(rounded - exact).unwrap());
+        assert!(
+            error > 0.0 && error < 4e-4 * norm(exact),
+            "{error} of {}",
+            norm(exact)
+        );
     }
 }
 

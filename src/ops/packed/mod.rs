@@ -1,6 +1,8 @@
-//! Linears laid out for the kernels of this machine: for inference alone, in f32 or eight bits.
+//! Linears laid out for the kernels of this machine: for inference in f32, bf16 or eight bits, and
+//! for training on frozen weights in bf16.
 
 mod aligned;
+mod frozen;
 mod int8;
 mod kernel;
 mod panels;
@@ -18,8 +20,9 @@ use super::lora::RowUpdates;
 use super::matrix::{Into, Matrix, MatrixMut, multiply};
 use super::tile::{COLUMNS, TileKernel};
 use super::{contiguous, output, with_values};
+pub use frozen::FrozenBf16;
 use int8::{Int8Panels, Int8Rows};
-use panels::Panels;
+use panels::{Panels, pairs};
 use terms::Terms;
 
 /// Columns of a part of a product that another core may take: some ten microseconds of work for a
@@ -30,8 +33,16 @@ const PART_PANELS: usize = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     F32,
+    /// Weights and activations rounded to bf16, sums and all the rest in f32; where
+    /// [the processor can](has_bf16).
+    Bf16,
     /// Weights symmetric by output, activations by row as they come; sums and all the rest in f32.
     Int8,
+}
+
+/// Whether this machine multiplies numbers in bf16.
+pub fn has_bf16() -> bool {
+    TileKernel::bf16().is_some()
 }
 
 /// A frozen linear, `[out, in]`. It has a copy of the weight, which may go.
@@ -45,6 +56,8 @@ pub struct PackedLinear {
 
 enum Packed {
     Panels(Panels),
+    /// Of pairs.
+    Bf16(Panels),
     /// `[out, in]` as it is, for the library's product where there is no kernel.
     Rows(Vec<f32>),
     Int8(Int8Panels),
@@ -75,6 +88,10 @@ impl PackedLinear {
                     Some(kernel) => Packed::Panels(Panels::new(weight, out, input, kernel)),
                     None => Packed::Rows(weight.to_vec()),
                 },
+                Precision::Bf16 => {
+                    let weight = Matrix::new(weight, out, input, input);
+                    Packed::Bf16(Panels::of_pairs(weight, bf16_kernel()?))
+                }
             })
         })?;
         Ok(Self {
@@ -96,7 +113,7 @@ impl PackedLinear {
     /// Memory of weight and bias.
     pub fn bytes(&self) -> usize {
         let weight = match &self.weight {
-            Packed::Panels(panels) => panels.bytes(),
+            Packed::Panels(panels) | Packed::Bf16(panels) => panels.bytes(),
             Packed::Rows(rows) => size_of_val(rows.as_slice()),
             Packed::Int8(panels) => panels.bytes(),
         };
@@ -119,15 +136,19 @@ impl PackedLinear {
             terms.add(columns.clone(), place.get(), self.out);
             apply(later, columns, rows, place.get(), self.out);
         };
-        match &self.weight {
-            Packed::Panels(panels) => in_panels(panels.count(), terms, &|part| {
+        let by_panels = |panels: &Panels, x: &[f32]| {
+            in_panels(panels.count(), terms, &|part| {
                 // SAFETY: each part writes columns of its own, for which there is room.
                 #[allow(unsafe_code)]
                 unsafe {
-                    panels.multiply(part.clone(), x, place.get(), &self.bias, at_once);
+                    panels.multiply(part.clone(), x, place.get(), Some(&self.bias), at_once);
                 }
                 finish(part);
-            }),
+            });
+        };
+        match &self.weight {
+            Packed::Panels(panels) => by_panels(panels, x),
+            Packed::Bf16(panels) => by_panels(panels, &pairs(x, self.input)),
             Packed::Int8(panels) => INT8_ROWS.with_borrow_mut(|q| {
                 panels.quantize(x, q);
                 let q = &*q;
@@ -171,6 +192,11 @@ impl PackedLinear {
             multiply(target, Into::Accumulate, 1.0, left, right);
         });
     }
+}
+
+fn bf16_kernel() -> Result<TileKernel> {
+    let lacking = || candle_core::Error::msg("this processor does not multiply in bf16");
+    TileKernel::bf16().ok_or_else(lacking)
 }
 
 /// Runs `part` over all panels: at once or, if other cores help or what is written is read again
@@ -289,6 +315,12 @@ mod tests {
         }
     }
 
+    /// Those that this machine has.
+    fn precisions() -> impl Iterator<Item = Precision> {
+        let bf16 = has_bf16().then_some(Precision::Bf16);
+        [Precision::F32, Precision::Int8].into_iter().chain(bf16)
+    }
+
     fn values(tensor: &Tensor) -> Vec<f32> {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
@@ -316,7 +348,7 @@ mod tests {
         fn a_row_has_the_same_result_in_every_batch(rows in 2usize..20, row in 0usize..20) {
             let row = row % rows;
             let (x, layer) = (random(1, (rows, 400)), layer(33, 400));
-            for precision in [Precision::F32, Precision::Int8] {
+            for precision in precisions() {
                 let alone = x.narrow(0, row, 1).unwrap();
                 let alone = packed(&alone, &layer, precision, Activation::Gelu);
                 let all = packed(&x, &layer, precision, Activation::Gelu);
@@ -381,7 +413,7 @@ mod tests {
         ) {
             let row = row % rows;
             let (x, layer) = (random(1, (rows, 400)), layer(33, 400));
-            for precision in [Precision::F32, Precision::Int8] {
+            for precision in precisions() {
                 let alone = x.narrow(0, row, 1).unwrap();
                 let alone = adapted(&alone, &layer, precision, &[adapter(0..1, 33, 400, 8)]);
                 let all = adapted(&x, &layer, precision, &[adapter(0..rows, 33, 400, 8)]);
@@ -394,7 +426,7 @@ mod tests {
     fn helpers_change_nothing() {
         let crew = Crew::start(3).unwrap();
         let (x, layer) = (random(1, (30, 400)), layer(530, 400));
-        for precision in [Precision::F32, Precision::Int8] {
+        for precision in precisions() {
             for adapters in [Vec::new(), vec![adapter(0..30, 530, 400, 8)]] {
                 let alone = adapted(&x, &layer, precision, &adapters);
                 for _ in 0..50 {

@@ -31,6 +31,10 @@ pub(super) enum TileKernel {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// Both matrices have pairs of bf16 numbers in the place of f32: of the depth there are half as
+    /// many. Sums, bias and target are in f32.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 /// The left matrix of a product, `rows` rows of `depth` values, `stride` values apart.
@@ -81,7 +85,7 @@ pub(super) enum Start {
 #[allow(unsafe_code)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
 impl TileKernel {
-    /// The kernels of this machine, the best one last.
+    /// The kernels for f32 of this machine, the best one last.
     pub(super) fn all() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         {
@@ -103,13 +107,22 @@ impl TileKernel {
         *BEST.get_or_init(|| Self::all().last().copied())
     }
 
+    /// The kernel for pairs of bf16, if the machine has the instruction.
+    pub(super) fn bf16() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+            return Some(Self::Avx512Bf16);
+        }
+        None
+    }
+
     /// Most rows of a tile.
     pub(super) fn rows(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => avx512::ROWS,
+            Self::Avx512 | Self::Avx512Bf16 => avx512::ROWS,
         }
     }
 
@@ -125,7 +138,12 @@ impl TileKernel {
             Self::Avx2 => unsafe { avx2::multiply(left, right, target, finish) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { avx512::multiply(left, right, target, finish) },
+            Self::Avx512 => unsafe { avx512::floats::multiply(left, right, target, finish) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => unsafe {
+                avx512::bf16_pairs::multiply(left, right, target, finish);
+            },
         }
     }
 
@@ -147,7 +165,7 @@ impl TileKernel {
             Self::Avx2 => unsafe { dots::avx2(x, a, depth, scale, h) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { dots::avx512(x, a, depth, scale, h) },
+            Self::Avx512 | Self::Avx512Bf16 => unsafe { dots::avx512(x, a, depth, scale, h) },
         }
     }
 
@@ -159,7 +177,7 @@ impl TileKernel {
             Self::Avx2 => unsafe { avx2::gelu_lanes(values) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { avx512::gelu_lanes(values) },
+            Self::Avx512 | Self::Avx512Bf16 => unsafe { avx512::gelu_lanes(values) },
         }
     }
 }
