@@ -50,7 +50,11 @@ pub fn run(args: Args) -> Result<(), CommandError> {
 
 /// Runs this program for an order, and waits.
 fn carry_out(order: &Path, places: &Places) -> io::Result<ExitStatus> {
-    let mut child = Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    if let Some(bytes) = places.gpu.memory {
+        command.env("KDLORA_GPU_MEMORY_LIMIT", bytes.to_string());
+    }
+    let mut child = command
         .args(["--log", "warn", "compare", "--order"])
         .arg(order)
         .arg("--student")
@@ -61,6 +65,12 @@ fn carry_out(order: &Path, places: &Places) -> io::Result<ExitStatus> {
         .arg(&places.adapters)
         .arg("--threads")
         .arg(places.threads.to_string())
+        .arg("--device")
+        .arg(places.placement.device_name())
+        .arg("--dtype")
+        .arg(places.placement.dtype_name())
+        .arg("--gpu-share")
+        .arg(places.gpu.share.to_string())
         // Held open until the child has ended: should this process die, the child does too.
         .stdin(Stdio::piped())
         .spawn()?;
