@@ -201,6 +201,34 @@ fn the_metric_of_the_data_is_what_models_are_compared_by() {
     assert_eq!(report["rows"][0]["mean"], evaluation["mcc"]);
 }
 
+#[test]
+fn answers_that_come_with_rows_are_what_students_learn() {
+    let mut given = spec();
+    let mut rows = letters_or_digits(240);
+    for row in rows.iter_mut().step_by(2) {
+        row["teacher_logits"] = json!([3.5, -3.5]);
+    }
+    given["pass"]["data"]["train"]["rows"] = json!(rows);
+    given["rows"] = json!(["lora-teacher", "kd-lora-student"]);
+    given["seeds"] = json!([1]);
+    given["variants"] = json!([]);
+    let place = Place::new(given);
+    let (lines, succeeded) = place.run();
+    assert!(succeeded, "{lines:#?}");
+    let logits = fs::read(place.out().join("logits/lora-teacher-1.json")).expect("logits");
+    let logits: Vec<[f64; 2]> = serde_json::from_slice(&logits).expect("JSON");
+    let train = place.report()["train_rows"].as_u64().expect("a number") as usize;
+    let taken = logits[..train].iter().filter(|row| **row == [3.5, -3.5]);
+    // Half of the rows, but for chance in what validation and test are cut from.
+    let taken = taken.count();
+    assert!(
+        taken > train / 3 && taken < train * 2 / 3,
+        "{taken} of {train}"
+    );
+    // Models are scored by what they answer themselves.
+    assert!(logits[train..].iter().all(|row| *row != [3.5, -3.5]));
+}
+
 /// Whole encoders are not kept.
 fn only_models_of_adapters(out: &Path) -> bool {
     let models = fs::read_dir(out.join("models")).expect("models");

@@ -136,6 +136,48 @@ async fn what_cannot_be_asked_is_refused_with_a_reason() {
     assert_eq!(known["adapters"], json!([]));
 }
 
+#[test]
+fn a_teacher_is_not_asked_for_rows_that_bring_its_logits() {
+    let install = Install::new();
+    let root = teacher(&install);
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows: Vec<Value> = (0..60)
+        .map(|i| {
+            let text = format!("{} {} a", char::from(b'a' + i % 8), 1 + i % 7);
+            match i % 2 {
+                0 => json!({"text": text, "teacher_logits": [1.0, -1.0]}),
+                _ => json!({"text": text}),
+            }
+        })
+        .collect();
+    let spec = json!({
+        "task": "kind",
+        "data": {"train": {"rows": rows}},
+        "teacher": {"model": root.path().join("teacher")},
+        "training": {"epochs": 1, "max_length": 16},
+    });
+    let path = folder.path().join("spec.json");
+    fs::write(&path, spec.to_string()).expect("write");
+    let output = Command::new(program())
+        .args(["--log", "warn", "distill", "--spec"])
+        .arg(&path)
+        .arg("--student")
+        .arg(install.student())
+        .arg("--out")
+        .arg(folder.path().join("out"))
+        .arg("--state-cache")
+        .arg(folder.path().join("cache"))
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    let cache = fs::read_dir(folder.path().join("cache")).expect("a cache");
+    let files: Vec<_> = cache.map(|file| file.expect("a file").path()).collect();
+    assert_eq!(files.len(), 1);
+    let lines = fs::read_to_string(&files[0]).expect("answers");
+    let answers = lines.lines().filter(|line| !line.is_empty()).count();
+    assert_eq!(answers, 28, "of 30 rows, two texts stand there twice");
+}
+
 /// A pass whose validation rows have the other one's label each: the teacher can only be wrong.
 #[test]
 fn the_report_says_if_the_teacher_has_learnt_the_labels() {

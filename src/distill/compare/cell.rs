@@ -1,6 +1,7 @@
 //! One cell: its model trained in one process, and scored in another, so that the peaks of memory
 //! are those of the one model.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -278,13 +279,37 @@ impl Bench<'_> {
             test_logits: test.clone(),
         };
         if cell.row == Method::LoraTeacher.name() {
-            let train = self.answers(&loaded, &self.data.train.clone(), &sequences)?;
+            let train = self.lessons(&loaded, &sequences)?;
             let all = [train, validation, test].concat();
             files::write(&self.files.logits(&name), &all)?;
         }
         files::write(&self.files.outcome(&name), &outcome)?;
         files::remove(&self.files.trained(&name))?;
         Ok(())
+    }
+
+    /// What a student learns of the training rows, in order: the logits that came with a row, or
+    /// the teacher's.
+    fn lessons(
+        &mut self,
+        loaded: &Loaded,
+        sequences: &[Sequence],
+    ) -> Result<Vec<Vec<f32>>, PassError> {
+        let rows = self.data.train.clone();
+        let (given, open): (Vec<Row>, Vec<Row>) = rows
+            .iter()
+            .cloned()
+            .partition(|row| row.teacher_logits.is_some());
+        let answers = self.answers(loaded, &open, sequences)?;
+        let mut by_id: BTreeMap<usize, Vec<f32>> =
+            open.iter().map(|row| row.id).zip(answers).collect();
+        by_id.extend(
+            given
+                .into_iter()
+                .filter_map(|row| Some((row.id, row.teacher_logits?))),
+        );
+        let of_row = |row: &Row| by_id.remove(&row.id).unwrap_or_default();
+        Ok(rows.iter().map(of_row).collect())
     }
 
     /// Logits of rows, in order.

@@ -253,6 +253,7 @@ impl Pass<'_> {
     }
 
     /// Logits of all rows by id, as far as they are known from the cache, which gets the others.
+    /// Rows that bring logits of their own get none here.
     fn cached_answers(
         &mut self,
         encoder: &Encoder,
@@ -260,13 +261,24 @@ impl Pass<'_> {
         sequences: &[Sequence],
         cache: Option<TeacherCache>,
     ) -> Result<Vec<Vec<f32>>, PassError> {
-        let all: Vec<&Sequence> = sequences.iter().collect();
+        let unanswered: Vec<usize> = self
+            .data
+            .rows()
+            .filter(|row| row.teacher_logits.is_none())
+            .map(|row| row.id)
+            .collect();
+        let asked: Vec<&Sequence> = unanswered.iter().map(|id| &sequences[*id]).collect();
+        let mut logits = vec![Vec::new(); sequences.len()];
         let Some(mut cache) = cache else {
-            return self.answers(encoder, weights, &all);
+            let answers = self.answers(encoder, weights, &asked)?;
+            for (id, answer) in unanswered.into_iter().zip(answers) {
+                logits[id] = answer;
+            }
+            return Ok(logits);
         };
         // Each text once, so that what is left after a kill is cut into the same parts.
         let mut seen = HashSet::new();
-        let new: Vec<&Sequence> = all
+        let new: Vec<&Sequence> = asked
             .into_iter()
             .filter(|s| cache.get(s).is_none() && seen.insert((&s.ids, &s.type_ids)))
             .collect();
@@ -275,7 +287,9 @@ impl Pass<'_> {
             let logits = self.part_of_answers(encoder, weights, part, &mut answering)?;
             cache.extend(part.iter().copied().zip(&logits))?;
         }
-        let known = |sequence| cache.get(sequence).cloned().unwrap_or_default();
-        Ok(sequences.iter().map(known).collect())
+        for id in unanswered {
+            logits[id] = cache.get(&sequences[id]).cloned().unwrap_or_default();
+        }
+        Ok(logits)
     }
 }
