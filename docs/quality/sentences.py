@@ -13,8 +13,10 @@ as they hold test rows.
 import argparse
 import csv
 import json
+import math
 import random
 import re
+from collections import Counter
 
 END = re.compile(r"(?<=[.!?])\s+")
 WORDS = range(5, 31)
@@ -40,12 +42,36 @@ def sentences(path):
                         yield sentence
 
 
+def grams(text):
+    """Words, signs and neighbouring pairs of them."""
+    tokens = re.findall(r"\w+|[^\w\s]", text.lower())
+    return tokens + list(zip(["", *tokens], [*tokens, ""]))
+
+
+def likest_first(texts, train):
+    """Sorts by how much likelier a text's words are in the training rows than in the texts: the mean of the
+    logarithms, after Moore and Lewis, "Intelligent selection of language model training data" (ACL 2010)."""
+
+    def shares(texts):
+        counts = Counter(gram for text in texts for gram in set(grams(text)))
+        return lambda gram: math.log((counts[gram] + 1) / (len(texts) + 2))
+
+    here, there = shares(train), shares(texts)
+
+    def likeness(text):
+        found = grams(text)
+        return sum(here(gram) - there(gram) for gram in found) / len(found)
+
+    texts.sort(key=likeness, reverse=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--train", required=True)
     parser.add_argument("--but-not", nargs="*", default=[], help="files whose texts must not appear")
     parser.add_argument("--reviews", required=True)
     parser.add_argument("--count", type=int, default=24000)
+    parser.add_argument("--likest", action="store_true", help="those most like the training rows, not by chance")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
@@ -57,7 +83,10 @@ def main():
         if key(sentence) not in seen:
             seen.add(key(sentence))
             new.append(sentence)
-    random.Random(args.seed).shuffle(new)
+    if args.likest:
+        likest_first(new, [row["text"] for row in train])
+    else:
+        random.Random(args.seed).shuffle(new)
     with open(args.out, "w", encoding="utf-8") as out:
         for row in train + [{"text": text} for text in new[: args.count]]:
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
