@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -136,6 +137,23 @@ async fn what_cannot_be_asked_is_refused_with_a_reason() {
     assert_eq!(known["adapters"], json!([]));
 }
 
+/// Runs `kdlora distill`, whose folder `out` is to be.
+fn distilled_by_hand(install: &Install, spec: &Value, out: &Path, options: &[&str]) {
+    let path = out.with_extension("spec");
+    fs::write(&path, spec.to_string()).expect("write");
+    let output = Command::new(program())
+        .args(["--log", "warn", "distill", "--spec"])
+        .arg(&path)
+        .arg("--student")
+        .arg(install.student())
+        .arg("--out")
+        .arg(out)
+        .args(options)
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn a_teacher_is_not_asked_for_rows_that_bring_its_logits() {
     let install = Install::new();
@@ -156,22 +174,11 @@ fn a_teacher_is_not_asked_for_rows_that_bring_its_logits() {
         "teacher": {"model": root.path().join("teacher")},
         "training": {"epochs": 1, "max_length": 16},
     });
-    let path = folder.path().join("spec.json");
-    fs::write(&path, spec.to_string()).expect("write");
-    let output = Command::new(program())
-        .args(["--log", "warn", "distill", "--spec"])
-        .arg(&path)
-        .arg("--student")
-        .arg(install.student())
-        .arg("--out")
-        .arg(folder.path().join("out"))
-        .arg("--state-cache")
-        .arg(folder.path().join("cache"))
-        .output()
-        .expect("it runs");
-    assert!(output.status.success(), "{output:?}");
-    let cache = fs::read_dir(folder.path().join("cache")).expect("a cache");
-    let files: Vec<_> = cache.map(|file| file.expect("a file").path()).collect();
+    let cache = folder.path().join("cache");
+    let options = ["--state-cache", cache.to_str().expect("a path")];
+    distilled_by_hand(&install, &spec, &folder.path().join("out"), &options);
+    let files = fs::read_dir(cache).expect("a cache");
+    let files: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
     assert_eq!(files.len(), 1);
     let lines = fs::read_to_string(&files[0]).expect("answers");
     let answers = lines.lines().filter(|line| !line.is_empty()).count();
@@ -208,19 +215,8 @@ fn the_report_says_if_the_teacher_has_learnt_the_labels() {
             },
             "training": {"epochs": 1, "batch_size": 16, "max_length": 16},
         });
-        let path = folder.path().join("spec.json");
-        fs::write(&path, spec.to_string()).expect("write");
         let out = folder.path().join(more.to_string());
-        let output = Command::new(program())
-            .args(["--log", "warn", "distill", "--spec"])
-            .arg(&path)
-            .arg("--student")
-            .arg(install.student())
-            .arg("--out")
-            .arg(&out)
-            .output()
-            .expect("it runs");
-        assert!(output.status.success(), "{output:?}");
+        distilled_by_hand(&install, &spec, &out, &[]);
         let report = fs::read(out.join("report.json")).expect("a report");
         let report: Value = serde_json::from_slice(&report).expect("JSON");
         report["data"]["checks"]["warnings"].to_string()
