@@ -50,11 +50,8 @@ pub fn run(args: Args) -> Result<(), CommandError> {
 
 /// Runs this program for an order, and waits.
 fn carry_out(order: &Path, places: &Places) -> io::Result<ExitStatus> {
-    let mut command = Command::new(std::env::current_exe()?);
-    if let Some(bytes) = places.gpu.memory {
-        command.env("KDLORA_GPU_MEMORY_LIMIT", bytes.to_string());
-    }
-    let mut child = command
+    let gpu_memory = places.gpu.memory.map(|bytes| bytes.to_string());
+    let mut child = Command::new(std::env::current_exe()?)
         .args(["--log", "warn", "compare", "--order"])
         .arg(order)
         .arg("--student")
@@ -71,6 +68,11 @@ fn carry_out(order: &Path, places: &Places) -> io::Result<ExitStatus> {
         .arg(places.placement.dtype_name())
         .arg("--gpu-share")
         .arg(places.gpu.share.to_string())
+        .args(
+            gpu_memory
+                .iter()
+                .flat_map(|bytes| ["--gpu-memory-limit", bytes]),
+        )
         // Held open until the child has ended: should this process die, the child does too.
         .stdin(Stdio::piped())
         .spawn()?;
