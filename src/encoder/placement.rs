@@ -81,20 +81,20 @@ impl Placement {
         Encoder::load_on(folder, self)
     }
 
-    /// An encoder as adapters train on it: in bf16, if that is asked of a CPU.
-    pub fn for_training(&self, encoder: &Arc<Encoder>) -> Result<Arc<Encoder>, EncoderError> {
-        match self.precision {
-            Precision::Bf16 => Ok(Arc::new(encoder.train_in_bf16()?)),
-            _ => Ok(encoder.clone()),
-        }
-    }
-
     /// The same for inference alone.
     pub fn load_for_inference(&self, folder: &Path) -> Result<Encoder, EncoderError> {
         let encoder = self.load(folder)?;
         match self.is_gpu() {
             true => Ok(encoder),
             false => encoder.pack(self.precision),
+        }
+    }
+
+    /// An encoder as adapters train on it: in bf16, if that is asked of a CPU.
+    pub fn for_training(&self, encoder: &Arc<Encoder>) -> Result<Arc<Encoder>, EncoderError> {
+        match self.precision {
+            Precision::Bf16 => Ok(Arc::new(encoder.train_in_bf16()?)),
+            _ => Ok(encoder.clone()),
         }
     }
 }

@@ -2,22 +2,19 @@
 
 use candle_core::Result;
 
-use super::bf16_kernel;
 use super::panels::{Panels, pairs};
+use super::terms::Terms;
+use super::{PackedLinear, Precision, bf16_kernel};
 use crate::ops::activation::Activation;
 use crate::ops::linear::Linear;
 use crate::ops::matrix::{Into, Matrix};
-use crate::ops::tile::COLUMNS;
 use crate::ops::with_values;
 
 /// A frozen linear `[out, in]`, its weight rounded to bf16, for products by the weight and by its
 /// transpose. What is multiplied is rounded too, sums are in f32.
 pub struct FrozenBf16 {
-    input: usize,
-    out: usize,
-    /// With zeros up to a whole panel.
-    bias: Vec<f32>,
-    forward: Panels,
+    forward: PackedLinear,
+    /// The transposed weight.
     backward: Panels,
 }
 
@@ -27,55 +24,39 @@ impl FrozenBf16 {
     pub fn new(linear: &Linear) -> Result<Self> {
         let (out, input) = linear.weight.dims2()?;
         let kernel = bf16_kernel()?;
-        let mut bias = match &linear.bias {
-            Some(bias) => with_values(bias, |bias| Ok(bias.to_vec()))?,
-            None => vec![0.0; out],
-        };
-        bias.resize(out.next_multiple_of(COLUMNS), 0.0);
         with_values(&linear.weight, |weight| {
-            let weight = Matrix::new(weight, out, input, input);
+            let weight = Matrix::new(weight, out, input, input).transposed();
             Ok(Self {
-                input,
-                out,
-                bias,
-                forward: Panels::of_pairs(weight, kernel),
-                backward: Panels::of_pairs(weight.transposed(), kernel),
+                forward: PackedLinear::new(linear, Precision::Bf16)?,
+                backward: Panels::of_pairs(weight, kernel),
             })
         })
     }
 
     pub fn bytes(&self) -> usize {
-        self.forward.bytes() + self.backward.bytes() + size_of_val(self.bias.as_slice())
+        self.forward.bytes() + self.backward.bytes()
     }
 
     /// `x Wᵀ + b` of `x`, `[rows, in]`: `[rows, out]`.
     pub(in crate::ops) fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let mut y = vec![0f32; x.len() / self.input * self.out];
-        let x = pairs(x, self.input);
-        multiply(&self.forward, &x, &mut y, Some(&self.bias));
-        y
+        let (terms, activation) = (Terms::default(), Activation::None);
+        self.forward.forward(x, &terms, activation)
     }
 
     /// `dy W` of `dy`, `[rows, out]`, into or onto `dx`, `[rows, in]`.
     pub(in crate::ops) fn input_gradient(&self, dy: &[f32], dx: &mut [f32], into: Into) {
-        assert_eq!(
-            dy.len() / self.out * self.input,
-            dx.len(),
-            "rows of a gradient"
-        );
+        let (out, input) = (self.forward.out, self.forward.input);
+        assert_eq!(dy.len() / out * input, dx.len(), "rows of a gradient");
         if into == Into::Overwrite {
             dx.fill(0.0);
         }
-        multiply(&self.backward, &pairs(dy, self.out), dx, None);
-    }
-}
-
-/// All outputs; `y` must have as many rows as `x`.
-fn multiply(panels: &Panels, x: &[f32], y: &mut [f32], bias: Option<&[f32]>) {
-    // SAFETY: `y` has a place for each output of each row, and is borrowed exclusively.
-    #[allow(unsafe_code)]
-    unsafe {
-        panels.multiply(0..panels.count(), x, y.as_mut_ptr(), bias, Activation::None);
+        let (dy, activation) = (pairs(dy, out), Activation::None);
+        let panels = &self.backward;
+        // SAFETY: `dx` has a place for each input of each row, and is borrowed exclusively.
+        #[allow(unsafe_code)]
+        unsafe {
+            panels.multiply(0..panels.count(), &dy, dx.as_mut_ptr(), None, activation);
+        }
     }
 }
 

@@ -31,7 +31,8 @@ macro_rules! kernel {
                         let (target, finish) = (target.panel(panel), finish.panel(panel));
                         for (row, rows) in tiles(left.rows, ROWS) {
                             let (left, target) = (left.row(row), target.row(row));
-                            // The first tile fetches the columns that come next, the others find them there.
+                            // The first tile fetches the columns that come next, the others find
+                            // them there.
                             let next =
                                 right.apart * if row > 0 { 0 } else { 1 + usize::from(both) };
                             match both {
@@ -104,8 +105,8 @@ macro_rules! kernel {
                         }
                         a = a.wrapping_add(1);
                     }
-                    // Through memory, by a loop so small that it is unrolled: where anything indexes the sums at
-                    // run time, the compiler keeps them in memory all along.
+                    // Through memory, by a loop so small that it is unrolled: where anything indexes
+                    // the sums at run time, the compiler keeps them in memory all along.
                     let mut values = [[[0f32; COLUMNS]; P]; R];
                     for (values, sums) in values
                         .as_flattened_mut()
