@@ -1,7 +1,6 @@
 //! One cell: its model trained in one process, and scored in another, so that the peaks of memory
 //! are those of the one model.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -296,20 +295,11 @@ impl Bench<'_> {
         sequences: &[Sequence],
     ) -> Result<Vec<Vec<f32>>, PassError> {
         let rows = self.data.train.clone();
-        let (given, open): (Vec<Row>, Vec<Row>) = rows
-            .iter()
-            .cloned()
-            .partition(|row| row.teacher_logits.is_some());
-        let answers = self.answers(loaded, &open, sequences)?;
-        let mut by_id: BTreeMap<usize, Vec<f32>> =
-            open.iter().map(|row| row.id).zip(answers).collect();
-        by_id.extend(
-            given
-                .into_iter()
-                .filter_map(|row| Some((row.id, row.teacher_logits?))),
-        );
-        let of_row = |row: &Row| by_id.remove(&row.id).unwrap_or_default();
-        Ok(rows.iter().map(of_row).collect())
+        let unanswered = rows.iter().filter(|row| row.teacher_logits.is_none());
+        let unanswered: Vec<Row> = unanswered.cloned().collect();
+        let mut answers = self.answers(loaded, &unanswered, sequences)?.into_iter();
+        let lesson = |row: Row| row.teacher_logits.or_else(|| answers.next());
+        Ok(rows.into_iter().filter_map(lesson).collect())
     }
 
     /// Logits of rows, in order.

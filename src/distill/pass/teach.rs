@@ -268,14 +268,7 @@ impl Pass<'_> {
             .map(|row| row.id)
             .collect();
         let asked: Vec<&Sequence> = unanswered.iter().map(|id| &sequences[*id]).collect();
-        let mut logits = vec![Vec::new(); sequences.len()];
-        let Some(mut cache) = cache else {
-            let answers = self.answers(encoder, weights, &asked)?;
-            for (id, answer) in unanswered.into_iter().zip(answers) {
-                logits[id] = answer;
-            }
-            return Ok(logits);
-        };
+        let mut cache = cache.unwrap_or_else(TeacherCache::in_memory);
         // Each text once, so that what is left after a kill is cut into the same parts.
         let mut seen = HashSet::new();
         let new: Vec<&Sequence> = asked
@@ -287,6 +280,7 @@ impl Pass<'_> {
             let logits = self.part_of_answers(encoder, weights, part, &mut answering)?;
             cache.extend(part.iter().copied().zip(&logits))?;
         }
+        let mut logits = vec![Vec::new(); sequences.len()];
         for id in unanswered {
             logits[id] = cache.get(&sequences[id]).cloned().unwrap_or_default();
         }
