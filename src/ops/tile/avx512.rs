@@ -132,7 +132,12 @@ kernel!(bf16_pairs, "avx512f,avx512bf16", |sum, a, b| {
 /// Stores the sums of some rows, `panels` panels each.
 #[inline(never)]
 #[target_feature(enable = "avx512f")]
-unsafe fn finish_all(sums: &[[f32; COLUMNS]], panels: usize, target: Target, finish: Finish) {
+pub(super) unsafe fn finish_all(
+    sums: &[[f32; COLUMNS]],
+    panels: usize,
+    target: Target,
+    finish: Finish,
+) {
     for (r, sums) in sums.chunks_exact(panels).enumerate() {
         for (p, sums) in sums.iter().enumerate() {
             // SAFETY: the caller has checked the extent of the target.

@@ -7,6 +7,9 @@
 
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
@@ -35,6 +38,9 @@ pub(super) enum TileKernel {
     /// many. Sums, bias and target are in f32.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// The same in the processor's tile registers.
+    #[cfg(target_arch = "x86_64")]
+    AmxBf16,
 }
 
 /// The left matrix of a product, `rows` rows of `depth` values, `stride` values apart.
@@ -107,13 +113,22 @@ impl TileKernel {
         *BEST.get_or_init(|| Self::all().last().copied())
     }
 
-    /// The kernel for pairs of bf16, if the machine has the instruction.
-    pub(super) fn bf16() -> Option<Self> {
+    /// The kernels for pairs of bf16 of this machine, the best one last.
+    pub(super) fn all_bf16() -> Vec<Self> {
+        let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
-            return Some(Self::Avx512Bf16);
+            all.push(Self::Avx512Bf16);
+            // Its instructions read a whole register's depth: the other kernel is for the rest.
+            if amx::available() {
+                all.push(Self::AmxBf16);
+            }
         }
-        None
+        all
+    }
+
+    pub(super) fn bf16() -> Option<Self> {
+        Self::all_bf16().pop()
     }
 
     /// Most rows of a tile.
@@ -123,6 +138,8 @@ impl TileKernel {
             Self::Avx2 => avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Avx512Bf16 => avx512::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxBf16 => amx::ROWS,
         }
     }
 
@@ -141,7 +158,12 @@ impl TileKernel {
             Self::Avx512 => unsafe { avx512::floats::multiply(left, right, target, finish) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => unsafe {
+            Self::AmxBf16 if left.depth.is_multiple_of(amx::DEPTH) => unsafe {
+                amx::multiply(left, right, target, finish);
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 | Self::AmxBf16 => unsafe {
                 avx512::bf16_pairs::multiply(left, right, target, finish);
             },
         }
@@ -165,7 +187,9 @@ impl TileKernel {
             Self::Avx2 => unsafe { dots::avx2(x, a, depth, scale, h) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 => unsafe { dots::avx512(x, a, depth, scale, h) },
+            Self::Avx512 | Self::Avx512Bf16 | Self::AmxBf16 => unsafe {
+                dots::avx512(x, a, depth, scale, h)
+            },
         }
     }
 
@@ -177,7 +201,9 @@ impl TileKernel {
             Self::Avx2 => unsafe { avx2::gelu_lanes(values) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 => unsafe { avx512::gelu_lanes(values) },
+            Self::Avx512 | Self::Avx512Bf16 | Self::AmxBf16 => unsafe {
+                avx512::gelu_lanes(values)
+            },
         }
     }
 }
@@ -386,6 +412,48 @@ mod tests {
                     for (a, b) in found.iter().zip(reference(&problem, activation)) {
                         prop_assert!((a - b).abs() <= 1e-6 * (1.0 + b.abs()), "{kernel:?}: {a} {b}");
                     }
+                }
+            }
+        }
+    }
+
+    /// A number in both halves of the place of an f32.
+    fn twice(value: f32) -> f32 {
+        let bits = value.to_bits() >> 16;
+        f32::from_bits(bits | bits << 16)
+    }
+
+    proptest! {
+        #[test]
+        fn kernels_for_pairs_agree_and_do_not_depend_on_the_batch(
+            problem in problem(), blocks in 0usize..4
+        ) {
+            // Depths of whole tile registers, and others.
+            let mut problem = problem;
+            if blocks > 0 {
+                problem.depth = 16 * blocks;
+            }
+            let fill = |values: &[f32], n: usize| -> Vec<f32> {
+                values.iter().cycle().take(n).map(|value| twice(*value)).collect()
+            };
+            let padded = problem.columns.next_multiple_of(COLUMNS);
+            problem.left = fill(&problem.left, problem.rows * problem.depth);
+            problem.right = fill(&problem.right, padded * problem.depth);
+            let mut first = None;
+            for kernel in TileKernel::all_bf16() {
+                let found = by_kernel(kernel, &problem, Activation::None);
+                let expected = first.get_or_insert_with(|| found.clone());
+                for (a, b) in found.iter().zip(&*expected) {
+                    prop_assert!((a - b).abs() <= 1e-3 * (1.0 + b.abs()), "{kernel:?}: {a} {b}");
+                }
+                for row in 0..problem.rows {
+                    let mut alone = problem.clone();
+                    let depth = problem.depth;
+                    alone.rows = 1;
+                    alone.left = problem.left[row * depth..][..depth].to_vec();
+                    alone.target = problem.target[row * problem.columns..][..problem.columns].to_vec();
+                    let one = by_kernel(kernel, &alone, Activation::None);
+                    prop_assert_eq!(&one[..], &found[row * problem.columns..][..problem.columns]);
                 }
             }
         }
