@@ -229,6 +229,41 @@ fn answers_that_come_with_rows_are_what_students_learn() {
     assert!(logits[train..].iter().all(|row| *row != [3.5, -3.5]));
 }
 
+#[test]
+fn a_control_learns_nothing_from_answers_that_come_with_rows() {
+    let mut labelled = letters_or_digits(240);
+    let test = labelled.split_off(180);
+    let validation = labelled.split_off(120);
+    let answered = labelled.iter().map(|row| {
+        let text = format!("{} b", row["text"].as_str().expect("a text"));
+        json!({"text": text, "teacher_logits": [3.5, -3.5]})
+    });
+    let more: Vec<Value> = labelled.iter().cloned().chain(answered).collect();
+    let scored = |rows: &[Value]| {
+        let mut asked = spec();
+        asked["pass"]["data"] = json!({
+            "train": {"rows": rows},
+            "validation": {"rows": validation},
+            "test": {"rows": test},
+        });
+        asked["rows"] = json!(["lora-teacher", "fft-student", "lora-student"]);
+        asked["seeds"] = json!([1]);
+        asked["variants"] = json!([]);
+        let place = Place::new(asked);
+        let (lines, succeeded) = place.run();
+        assert!(succeeded, "{lines:#?}");
+        ["lora-teacher-1", "fft-student-1", "lora-student-1"].map(|name| {
+            let cell = fs::read(place.out().join(format!("cells/{name}.json"))).expect("a cell");
+            let cell: Value = serde_json::from_slice(&cell).expect("JSON");
+            cell["training"]["history"].clone()
+        })
+    };
+    let without = scored(&labelled);
+    let trained = |history: &Value| history[0]["loss"].is_number();
+    assert!(without.iter().all(trained), "{without:?}");
+    assert_eq!(scored(&more), without);
+}
+
 /// Whole encoders are not kept.
 fn only_models_of_adapters(out: &Path) -> bool {
     let models = fs::read_dir(out.join("models")).expect("models");

@@ -15,7 +15,7 @@ use crate::adapter::{AdapterFolder, Classifier, write_classifier};
 use crate::distill::dataset::{self, Dataset, KnownTask, Row};
 use crate::distill::evaluation::{Evaluation, calibrate, evaluate};
 use crate::distill::models::{ADAPTER_WEIGHTS, Base, Places, adapter_folder, file_bytes};
-use crate::distill::pass::{Answering, Listener, PassError, examples};
+use crate::distill::pass::{Answering, Answers, Listener, PassError, examples};
 use crate::distill::peak;
 use crate::distill::progress::{Event, Stage};
 use crate::distill::report::{ModelSize, TrainingSummary};
@@ -177,8 +177,9 @@ impl Bench<'_> {
             checkpoint: Some(&checkpoint),
         };
         let read = layers.as_ref().map(|(_, sequences)| sequences.as_slice());
-        let train_rows = examples(&self.data.train, &sequences, teacher.as_deref(), read);
-        let validation_rows = examples(&self.data.validation, &sequences, None, None);
+        let answers = teacher.as_deref().map_or(Answers::None, Answers::Of);
+        let train_rows = examples(&self.data.train, &sequences, answers, read);
+        let validation_rows = examples(&self.data.validation, &sequences, Answers::None, None);
         drop((sequences, teacher));
         peak::begin(trainee.device());
         let listener = &mut self.listener;

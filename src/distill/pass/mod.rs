@@ -122,27 +122,38 @@ pub fn run(
 #[derive(Clone, Copy)]
 struct Lessons<'a> {
     sequences: &'a [Sequence],
-    /// The teacher's logits.
-    teacher: Option<&'a [Vec<f32>]>,
+    teacher: Answers<'a>,
     /// Whose hidden states are learnt from, and the rows as it reads them.
     layers: Option<(&'a LayerTeacher, &'a [Sequence])>,
     checkpoint: Option<&'a Checkpoint>,
 }
 
-/// The rows that there is something to learn from. `sequences` and the teacher's logits go by the
-/// rows' ids; `teacher_sequences` too, where the teacher's hidden states are learnt from.
+/// The teacher's answers that a training learns from.
+#[derive(Clone, Copy)]
+pub(in crate::distill) enum Answers<'a> {
+    /// None, whatever rows bring: it learns from the labels alone.
+    None,
+    /// Those that rows bring.
+    Given,
+    /// The logits of all rows by their ids.
+    Of(&'a [Vec<f32>]),
+}
+
+/// The rows that there is something to learn from. `sequences` go by the rows' ids, and so do
+/// `teacher_sequences`, where the teacher's hidden states are learnt from.
 pub(in crate::distill) fn examples(
     rows: &[Row],
     sequences: &[Sequence],
-    teacher: Option<&[Vec<f32>]>,
+    teacher: Answers<'_>,
     teacher_sequences: Option<&[Sequence]>,
 ) -> Vec<Example> {
     let of = |row: &Row| Example {
         sequence: sequences[row.id].clone(),
         label: row.label.clone(),
         teacher: match teacher {
-            Some(logits) => Some(logits[row.id].clone()),
-            None => row.teacher_logits.clone(),
+            Answers::None => None,
+            Answers::Given => row.teacher_logits.clone(),
+            Answers::Of(logits) => Some(logits[row.id].clone()),
         },
         teacher_sequence: teacher_sequences.map(|sequences| sequences[row.id].clone()),
     };
@@ -341,7 +352,10 @@ impl Pass<'_> {
         let checkpoint = self.checkpoint("student", &student);
         let lessons = Lessons {
             sequences: &sequences,
-            teacher: taught.as_ref().map(|taught| taught.logits.as_slice()),
+            teacher: match &taught {
+                Some(taught) => Answers::Of(&taught.logits),
+                None => Answers::Given,
+            },
             layers: layers.as_ref().map(|(teacher, read)| (teacher, *read)),
             checkpoint: checkpoint.as_ref(),
         };

@@ -14,7 +14,7 @@ use super::super::spec::{DataSpec, FinetuneMode, FinetuneSpec, TeacherSpec, Trai
 use super::super::teacher_cache::TeacherCache;
 use super::super::teacher_http::{Asked, HttpTeacher, TOKEN_VARIABLE};
 use super::super::training::{Checkpoint, Trainee};
-use super::{Answering, Lessons, Pass, PassError};
+use super::{Answering, Answers, Lessons, Pass, PassError};
 use crate::adapter::AdapterError;
 use crate::encoder::{Encoder, EncoderConfig, EncoderError, Placement, TaskWeights, Weights};
 use crate::text::{Input, Sequence};
@@ -229,7 +229,7 @@ impl Pass<'_> {
         };
         let lessons = Lessons {
             sequences,
-            teacher: None,
+            teacher: Answers::None,
             layers: None,
             checkpoint: tuning.checkpoint,
         };
