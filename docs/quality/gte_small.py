@@ -37,7 +37,7 @@ def tensors(model):
         if node.op_type == "MatMul" and node.input[1] in kept:
             layer = node.name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
             matrix = kept.pop(node.input[1])
-            kept[layer.replace("layer.layer", "layer") + ".weight"] = matrix.T.copy()
+            kept[f"{layer}.weight"] = matrix.T.copy()
     return {
         name: array for name, array in kept.items() if name.endswith((".weight", ".bias"))
     }
@@ -51,16 +51,17 @@ def main():
     parser.add_argument("--out", required=True, type=pathlib.Path)
     asked = parser.parse_args()
 
-    asked.out.mkdir(parents=True)
     with tarfile.open(asked.package) as package:
-        for name in COPIED:
-            (asked.out / name).write_bytes(package.extractfile(f"{FOLDER}/{name}").read())
+        copied = {name: package.extractfile(f"{FOLDER}/{name}").read() for name in COPIED}
         exported = package.extractfile(f"{FOLDER}/onnx/model.onnx").read()
     found = hashlib.sha256(exported).hexdigest()
     if found != ONNX_SHA256:
         raise SystemExit(f"model.onnx has the sum {found}, not {ONNX_SHA256}")
-
     weights = tensors(onnx.load(io.BytesIO(exported)))
+
+    asked.out.mkdir(parents=True)
+    for name, content in copied.items():
+        (asked.out / name).write_bytes(content)
     save_file(weights, asked.out / "model.safetensors", metadata={"format": "pt"})
     print(f"{len(weights)} tensors, {sum(w.size for w in weights.values()):,} parameters")
 

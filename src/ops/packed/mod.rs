@@ -42,7 +42,7 @@ pub enum Precision {
 
 /// Whether this machine multiplies numbers in bf16.
 pub fn has_bf16() -> bool {
-    TileKernel::bf16().is_some()
+    TileKernel::best_bf16().is_some()
 }
 
 /// A frozen linear, `[out, in]`. It has a copy of the weight, which may go.
@@ -196,7 +196,7 @@ impl PackedLinear {
 
 fn bf16_kernel() -> Result<TileKernel> {
     let lacking = || candle_core::Error::msg("this processor does not multiply in bf16");
-    TileKernel::bf16().ok_or_else(lacking)
+    TileKernel::best_bf16().ok_or_else(lacking)
 }
 
 /// Runs `part` over all panels: at once or, if other cores help or what is written is read again

@@ -138,7 +138,8 @@ pub(super) unsafe fn multiply(left: Left, right: Right, target: Target, finish: 
     unsafe { asm!("tilerelease", options(nomem, nostack)) }
 }
 
-/// Writes the sums of a tile to `$sums`: `$step` for each register's depth, then `$store`.
+/// Writes the sums of a tile to `$sums`: `$step` for each register's depth, then `$store`. The rows
+/// above sixteen are 2048 bytes further on, the second panel 64.
 macro_rules! sum {
     ($left:ident, $right:ident, $sums:ident, [$($step:literal)*], [$($store:literal)*]) => {
         asm!(
