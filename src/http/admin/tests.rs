@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use axum::response::Response;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -447,25 +448,32 @@ async fn a_version_that_cannot_be_served_does_not_stay_live() {
 }
 
 impl House {
-    /// The events of a job until the stream ends, as the JSON of their data.
-    async fn events(&self, path: &str, last_event_id: Option<&str>) -> (StatusCode, Vec<Value>) {
+    /// The stream of a job's events.
+    async fn follow(&self, path: &str, last_event_id: Option<&str>) -> (StatusCode, Body) {
         let mut request = Request::get(path);
         if let Some(id) = last_event_id {
             request = request.header("Last-Event-ID", id);
         }
         let request = request.body(Body::empty()).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
-        let status = response.status();
-        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
-        let text = String::from_utf8(body.unwrap().into()).unwrap();
-        let events = text.split("\n\n").filter(|event| !event.is_empty());
-        let events = events.map(|event| {
-            assert!(event.contains("event: job\n"), "{event}");
-            let data = event.lines().find_map(|line| line.strip_prefix("data: "));
-            serde_json::from_str(data.unwrap()).unwrap()
-        });
-        (status, events.collect())
+        (response.status(), response.into_body())
     }
+}
+
+/// Events that were streamed, as the JSON of their data.
+fn told(streamed: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(streamed).unwrap();
+    let events = text.split("\n\n").filter(|event| !event.is_empty());
+    let events = events.map(|event| {
+        assert!(event.contains("event: job\n"), "{event}");
+        let data = event.lines().find_map(|line| line.strip_prefix("data: "));
+        serde_json::from_str(data.unwrap()).unwrap()
+    });
+    events.collect()
+}
+
+async fn rest(body: Body) -> Vec<Value> {
+    told(&axum::body::to_bytes(body, usize::MAX).await.unwrap())
 }
 
 #[tokio::test]
@@ -473,24 +481,25 @@ async fn events_tell_of_a_job_until_it_ends() {
     let house = house().await;
     let location = house.distill(&spec()).await.location.unwrap();
     let path = format!("{location}/events");
-    let (followed, cancelled) = tokio::join!(house.events(&path, None), async {
-        let running = |job: &Answer| job.body["state"] == "running";
-        while !running(&house.get(&location).await) {
-            tokio::task::yield_now().await;
-        }
-        let delete = Request::delete(&location).body(Body::empty()).unwrap();
-        house.send(delete).await
-    });
-    let (status, events) = followed;
+    let (status, mut body) = house.follow(&path, None).await;
     assert_eq!(status, StatusCode::OK);
-    assert_eq!(events.last(), Some(&cancelled.body), "{events:?}");
-    let states: Vec<_> = events.iter().map(|job| &job["state"]).collect();
-    assert!(states.len() >= 2 && states[0] != "cancelled", "{states:?}");
+    let first = told(&body.frame().await.unwrap().unwrap().into_data().unwrap());
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert_ne!(first[0]["state"], "cancelled");
 
-    let (_, afterwards) = house.events(&path, None).await;
-    assert_eq!(afterwards, [cancelled.body]);
-    let known = house.events(&path, Some("cancelled")).await;
-    assert_eq!(known, (StatusCode::NO_CONTENT, Vec::new()));
+    while house.get(&location).await.body["state"] != "running" {
+        tokio::task::yield_now().await;
+    }
+    let delete = Request::delete(&location).body(Body::empty()).unwrap();
+    let cancelled = house.send(delete).await;
+    let events = rest(body).await;
+    assert_eq!(events.last(), Some(&cancelled.body), "{events:?}");
+
+    let (_, afterwards) = house.follow(&path, None).await;
+    assert_eq!(rest(afterwards).await, [cancelled.body]);
+    let (known, nothing) = house.follow(&path, Some("cancelled")).await;
+    assert_eq!(known, StatusCode::NO_CONTENT);
+    assert_eq!(rest(nothing).await, Vec::<Value>::new());
     let unknown = house.get("/admin/jobs/nothing/events").await;
     unknown.assert_problem(404, "no job 'nothing'");
 }
