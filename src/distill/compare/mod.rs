@@ -18,7 +18,7 @@ pub use cell::{Order, Work, carry_out};
 pub use latency::RowLatency;
 pub use plan::{Cell, cells};
 pub use run::{Announcement, run};
-pub use spec::{CompareSpec, CompareSpecError, FullSpec, FullTraining, Method, Variant};
+pub use spec::{CompareSpec, CompareSpecError, FullSpec, Method, Schedule, Variant};
 pub use table::{Comparison, Difference, Machine, RowSummary, SeedScore};
 
 use super::PassError;

@@ -75,9 +75,10 @@ pub fn cells(spec: &CompareSpec, student: &str) -> Result<Vec<Cell>, CompareSpec
         .into_iter()
         .filter(|m| spec.rows.contains(m) && !m.is_teacher());
     for method in rows {
+        let pass = spec.pass_of(method);
         for (i, seed) in planner.seeds(method).into_iter().enumerate() {
             let teacher = teachers.get(i % teachers.len().max(1));
-            cells.push(planner.cell(method.name(), method, &spec.pass, seed, teacher)?);
+            cells.push(planner.cell(method.name(), method, &pass, seed, teacher)?);
         }
     }
     for variant in variants {
@@ -119,29 +120,23 @@ impl Planner<'_> {
             seed,
             ..pass.training.clone()
         };
+        let distils = method == Method::KdLoraStudent;
+        if !distils {
+            training = training.without_teacher();
+        }
         let mut lora = pass.lora.clone();
         match method {
-            Method::KdLoraStudent => {}
-            Method::LoraStudent => (training.alpha, training.layers) = (0.0, None),
-            Method::FftTeacher | Method::FftStudent => {
-                let full = match method {
-                    Method::FftTeacher => self.spec.full.teacher,
-                    _ => self.spec.full.student,
-                };
-                training.epochs = full.epochs;
-                training.learning_rate = full.learning_rate;
-                (training.alpha, training.layers) = (0.0, None);
-            }
+            Method::KdLoraStudent | Method::LoraStudent => {}
+            Method::FftTeacher => self.spec.full.teacher.apply(&mut training),
+            Method::FftStudent => self.spec.full.student.apply(&mut training),
             Method::LoraTeacher => {
                 if let Some(finetune) = &teacher.finetune {
                     training.epochs = finetune.epochs;
                     training.learning_rate = finetune.learning_rate();
                     lora = finetune.lora.clone();
                 }
-                (training.alpha, training.layers) = (0.0, None);
             }
         }
-        let distils = method == Method::KdLoraStudent;
         let ready = teacher.adapter.clone();
         Ok(Cell {
             row: row.to_owned(),
@@ -202,7 +197,7 @@ mod tests {
     fn rows_differ_in_what_they_are_named_for() {
         let spec = spec(json!({
             "seeds": [5],
-            "pass": {"training": {"epochs": 9}},
+            "pass": {"training": {"epochs": 9, "label_repeats": 3}},
             "full": {"student": {"epochs": 3, "learning_rate": 0.001}},
             "variants": [{"name": "dora", "patch": {"lora": {"r": 4}}}],
         }));
@@ -217,9 +212,36 @@ mod tests {
         assert!(cell("lora-student").teacher.is_none());
         assert_eq!(cell("lora-student").training.alpha, 0.0);
         assert_eq!(cell("kd-lora-student").training.alpha, 0.5);
+        let repeats = |name| cell(name).training.label_repeats;
+        assert_eq!(
+            (repeats("lora-student"), repeats("kd-lora-student")),
+            (1, 3)
+        );
+        assert_eq!(cell("kd-lora-student").training.epochs, 9);
         assert_eq!(cell("dora").lora.r, 4);
         assert!(cell("dora").teacher.is_some());
         assert!(cells.iter().all(|cell| cell.data_seed == 42));
+    }
+
+    #[test]
+    fn the_control_may_have_a_schedule_of_its_own() {
+        let spec = spec(json!({
+            "seeds": [5],
+            "pass": {"training": {"epochs": 2}},
+            "rows": ["lora-student", "kd-lora-student"],
+            "control": {"epochs": 3, "learning_rate": 0.002},
+            "variants": [
+                {"name": "long", "of": "lora-student", "patch": {"training": {"epochs": 9}}},
+            ],
+        }));
+        let cells = cells(&spec, "small").unwrap();
+        let schedule = |row: &str| {
+            let cell = cells.iter().find(|cell| cell.row == row).unwrap();
+            (cell.training.epochs, cell.training.learning_rate)
+        };
+        assert_eq!(schedule("lora-student"), (3, 0.002));
+        assert_eq!(schedule("kd-lora-student"), (2, 0.001));
+        assert_eq!(schedule("long"), (9, 0.002));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::distill::spec::{DistillSpec, FinetuneMode, SpecError};
+use crate::distill::spec::{DistillSpec, FinetuneMode, SpecError, TrainingSpec};
 
 /// The request for a comparison, the file of `kdlora compare`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +25,10 @@ pub struct CompareSpec {
     /// Full fine-tuning, which the pass does not speak of.
     #[serde(default)]
     pub full: FullSpec,
+    /// `lora-student` takes these instead of the pass's own: it sees only the rows with labels,
+    /// and a pass with many without needs fewer epochs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Schedule>,
     /// Further rows, which differ from a student's row in some options.
     #[serde(default)]
     pub variants: Vec<Variant>,
@@ -95,21 +99,21 @@ fn distilled() -> Method {
 }
 
 /// Full fine-tuning of teacher and student.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FullSpec {
-    pub teacher: FullTraining,
-    pub student: FullTraining,
+    pub teacher: Schedule,
+    pub student: Schedule,
 }
 
 impl Default for FullSpec {
     fn default() -> Self {
         Self {
-            teacher: FullTraining {
+            teacher: Schedule {
                 epochs: 2,
                 learning_rate: 3e-5,
             },
-            student: FullTraining {
+            student: Schedule {
                 epochs: 4,
                 learning_rate: 1e-4,
             },
@@ -117,11 +121,19 @@ impl Default for FullSpec {
     }
 }
 
+/// What a row has of its own instead of the pass's.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FullTraining {
+pub struct Schedule {
     pub epochs: usize,
     pub learning_rate: f64,
+}
+
+impl Schedule {
+    pub(super) fn apply(self, training: &mut TrainingSpec) {
+        training.epochs = self.epochs;
+        training.learning_rate = self.learning_rate;
+    }
 }
 
 fn default_seeds() -> Vec<u64> {
@@ -141,6 +153,11 @@ pub enum CompareSpecError {
     NoTeacher,
     #[error("pass.teacher has neither an adapter nor finetune with the mode \"lora\"")]
     UntunedTeacher,
+    #[error("{row} cannot be trained so")]
+    Schedule {
+        row: &'static str,
+        source: SpecError,
+    },
     #[error("{0} is empty")]
     Empty(&'static str),
     #[error("{0} stands twice")]
@@ -176,6 +193,15 @@ impl CompareSpec {
         let is_tuned = teacher.finetune.as_ref().is_some_and(|f| tuned(f.mode));
         if teacher.adapter.is_none() && !is_tuned {
             return Err(CompareSpecError::UntunedTeacher);
+        }
+        let FullSpec { teacher, student } = self.full;
+        let own = [("full.teacher", teacher), ("full.student", student)];
+        let own = own.into_iter().chain(self.control.map(|c| ("control", c)));
+        for (row, schedule) in own {
+            let mut pass = self.pass.clone();
+            schedule.apply(&mut pass.training);
+            pass.validate()
+                .map_err(|source| CompareSpecError::Schedule { row, source })?;
         }
         distinct("seeds", &self.seeds)?;
         if let Some(seeds) = &self.teacher_seeds {
@@ -213,10 +239,19 @@ impl CompareSpec {
         Ok(())
     }
 
+    /// The pass as a row of the student has it.
+    pub fn pass_of(&self, row: Method) -> DistillSpec {
+        let mut pass = self.pass.clone();
+        if let (Method::LoraStudent, Some(control)) = (row, self.control) {
+            control.apply(&mut pass.training);
+        }
+        pass
+    }
+
     /// The pass with a variant's patch.
     pub fn varied(&self, variant: &Variant) -> Result<DistillSpec, CompareSpecError> {
         let patched = || {
-            let mut pass = serde_json::to_value(&self.pass)?;
+            let mut pass = serde_json::to_value(self.pass_of(variant.of))?;
             merge(&mut pass, &variant.patch);
             serde_json::from_value(pass)
         };
@@ -316,6 +351,14 @@ pub(super) mod tests {
             (
                 json!({"pass": {"teacher": {"finetune": {"mode": "full"}}}}),
                 "neither",
+            ),
+            (
+                json!({"control": {"epochs": 0, "learning_rate": 1e-3}}),
+                "control cannot be trained so",
+            ),
+            (
+                json!({"full": {"student": {"epochs": 2, "learning_rate": 3.0}}}),
+                "full.student cannot be trained so",
             ),
             (json!({"seeds": []}), "seeds is empty"),
             (json!({"seeds": [1, 2, 1]}), "seeds: 1 stands twice"),

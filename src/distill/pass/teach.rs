@@ -222,10 +222,7 @@ impl Pass<'_> {
         let training = TrainingSpec {
             epochs: finetune.epochs,
             learning_rate: finetune.learning_rate(),
-            // The teacher learns from the labels alone.
-            alpha: 0.0,
-            layers: None,
-            ..self.spec.training.clone()
+            ..self.spec.training.clone().without_teacher()
         };
         let lessons = Lessons {
             sequences,

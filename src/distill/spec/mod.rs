@@ -380,6 +380,10 @@ pub struct TrainingSpec {
     pub temperature: f64,
     /// Share α of the distillation loss; 1 − α goes to the task loss.
     pub alpha: f64,
+    /// How often an epoch goes over the rows with labels; over those without it goes once. Beside
+    /// many texts without labels the few with are soon lost.
+    #[serde(skip_serializing_if = "is_one")]
+    pub label_repeats: usize,
     /// Tokens a sequence is cut to.
     pub max_length: usize,
     /// Which text of a pair is cut.
@@ -416,6 +420,23 @@ pub struct LayerLossSpec {
     pub map: Option<Vec<(usize, usize)>>,
 }
 
+impl TrainingSpec {
+    /// The same for a model that learns from the labels alone.
+    pub fn without_teacher(self) -> Self {
+        Self {
+            alpha: 0.0,
+            label_repeats: 1,
+            layers: None,
+            ..self
+        }
+    }
+}
+
+/// Left out of what is written, so that results from before the option are known again.
+fn is_one(repeats: &usize) -> bool {
+    *repeats == 1
+}
+
 impl Default for LayerLossSpec {
     fn default() -> Self {
         Self {
@@ -434,6 +455,7 @@ impl Default for TrainingSpec {
             learning_rate: 1e-3,
             temperature: 2.0,
             alpha: 0.5,
+            label_repeats: 1,
             max_length: 128,
             truncation: Truncation::LongestFirst,
             seed: 42,

@@ -328,6 +328,7 @@ impl Check {
         self.below_one("training.learning_rate", training.learning_rate, false);
         self.positive("training.temperature", training.temperature, 100.0);
         self.number("training.alpha", training.alpha, 0.0..=1.0);
+        self.count("training.label_repeats", training.label_repeats, 1..=100);
         self.count("training.max_length", training.max_length, 8..=512);
         self.below_one("training.warmup_ratio", training.warmup_ratio, true);
         self.number("training.weight_decay", training.weight_decay, 0.0..=1.0);

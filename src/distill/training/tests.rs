@@ -232,6 +232,25 @@ fn another_number_of_threads_changes_roundings_only() {
 }
 
 #[test]
+fn an_epoch_goes_over_rows_with_labels_as_often_as_asked_and_over_others_once() {
+    let mut data = examples(10);
+    for example in &mut data[..6] {
+        example.label = None;
+    }
+    let epoch = super::trainer::epoch(&data, 3);
+    let of = |wanted: &Example| epoch.iter().filter(|e| std::ptr::eq(**e, wanted)).count();
+    let counts: Vec<usize> = data.iter().map(of).collect();
+    assert_eq!(counts, [1, 1, 1, 1, 1, 1, 3, 3, 3, 3]);
+
+    let spec = TrainingSpec {
+        label_repeats: 3,
+        ..spec(2)
+    };
+    let trained = run_with(&lora_trainee("bert-pairs"), &spec, 2, None, None);
+    assert_eq!(trained.unwrap().1.steps, 2 * 3 * 64 / 8);
+}
+
+#[test]
 fn a_task_is_learnt() {
     for model in ENCODERS {
         // Networks as small and random as these get stuck with one seed or another, and which one it

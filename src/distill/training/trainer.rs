@@ -117,13 +117,14 @@ pub fn train(
     if learning.layer_teacher.is_some() {
         check_tokens(train)?;
     }
-    let mut run = Run::begin(trainee, train, learning)?;
+    let epoch = epoch(train, learning.spec.label_repeats);
+    let mut run = Run::begin(trainee, train, epoch.len(), learning)?;
     if !run.at.finished {
-        run.check_memory(train)?;
+        run.check_memory(&epoch)?;
     }
     while !run.at.finished {
-        run.rest_of_epoch(train, progress)?;
-        run.end_epoch(train.len(), validation)?;
+        run.rest_of_epoch(&epoch, progress)?;
+        run.end_epoch(epoch.len(), validation)?;
     }
     let best = run.at.best.ok_or(TrainError::NoRows)?;
     let summary = TrainingSummary {
@@ -153,10 +154,11 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// From the start, or from where a checkpoint says.
+    /// From the start, or from where a checkpoint says. An epoch has `epoch` examples.
     fn begin(
         trainee: &'a Trainee,
         train: &[Example],
+        epoch: usize,
         learning: &'a Learning<'a>,
     ) -> Result<Self, TrainError> {
         let spec = learning.spec;
@@ -174,7 +176,7 @@ impl<'a> Run<'a> {
                 epoch: 1,
                 ..Position::default()
             },
-            steps: spec.epochs * train.len().div_ceil(spec.batch_size),
+            steps: spec.epochs * epoch.div_ceil(spec.batch_size),
             best: BTreeMap::new(),
             seconds_before: 0.0,
             start: Instant::now(),
@@ -207,9 +209,9 @@ impl<'a> Run<'a> {
     }
 
     /// Refuses a training that would not fit: by estimate, then by a trial step.
-    fn check_memory(&self, train: &[Example]) -> Result<(), TrainError> {
+    fn check_memory(&self, epoch: &[&Example]) -> Result<(), TrainError> {
         let (spec, limit) = (self.learning.spec, self.memory_limit());
-        let mut lengths: Vec<usize> = train.iter().map(|e| e.sequence.ids.len()).collect();
+        let mut lengths: Vec<usize> = epoch.iter().map(|e| e.sequence.ids.len()).collect();
         let tokens = memory::heaviest_batch(&mut lengths, spec.batch_size);
         let (encoder, _) = self.trainee.network()?;
         let need = MemoryNeed::estimate(&encoder, self.trainee, self.learning, tokens);
@@ -223,7 +225,7 @@ impl<'a> Run<'a> {
         if limit.is_none() {
             return Ok(());
         }
-        let mut heaviest: Vec<&Example> = train.iter().collect();
+        let mut heaviest = epoch.to_vec();
         heaviest.sort_by_key(|example| std::cmp::Reverse(example.sequence.ids.len()));
         heaviest.truncate(spec.batch_size);
         let needed = memory::probe(self.trainee, || self.gradients(&heaviest).map(drop))?;
@@ -254,14 +256,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What is left of a pass over the examples in random order.
+    /// What is left of an epoch, its examples in random order.
     fn rest_of_epoch(
         &mut self,
-        examples: &[Example],
+        epoch: &[&Example],
         progress: &mut dyn FnMut(Step),
     ) -> Result<(), TrainError> {
         let spec = self.learning.spec;
-        let mut order: Vec<&Example> = examples.iter().collect();
+        let mut order = epoch.to_vec();
         CounterRng::new(spec.seed, self.at.epoch as u64).shuffle(&mut order);
         let (mut recent, mut recent_rows) = (0.0, 0);
         for batch in order.chunks(spec.batch_size).skip(self.at.batches) {
@@ -410,6 +412,13 @@ fn check_tokens(examples: &[Example]) -> Result<(), TrainError> {
         }
     }
     Ok(())
+}
+
+/// What an epoch goes over: each example, those with labels several times.
+pub(super) fn epoch(train: &[Example], label_repeats: usize) -> Vec<&Example> {
+    let again =
+        (1..label_repeats).flat_map(|_| train.iter().filter(|example| example.label.is_some()));
+    train.iter().chain(again).collect()
 }
 
 /// Digest of everything that the trained bits depend on, save the number of shares.

@@ -167,6 +167,11 @@ fn each_impossible_value_is_named_with_what_is_allowed() {
             "training.temperature is 0 but",
         ),
         (
+            "/training/label_repeats",
+            json!(0),
+            "training.label_repeats is 0 but must be 1 to 100",
+        ),
+        (
             "/training/alpha",
             json!(1.1),
             "training.alpha is 1.1 but must be 0 to 1",
