@@ -1,4 +1,4 @@
-"""Texts without labels for a teacher to label: the training texts with words exchanged for others.
+"""Texts without labels for a teacher to label: training texts with words exchanged, and pieces of them.
 
     python docs/quality/variants.py --train data/tweet-valence/train.jsonl \
         --but-not data/tweet-valence/validation.jsonl data/tweet-valence/test.jsonl \
@@ -6,7 +6,9 @@
 
 Needs numpy and safetensors. A word is exchanged, with the probability --share, for one of its
 nearest neighbours among the encoder's word embeddings, as TinyBERT (arXiv 1909.10351) augments its
-data by GloVe. --out gets the training rows and behind them as many variants.
+data by GloVe. --out gets the training rows, behind them as many variants, and --pieces pieces: every
+other a part of a text, the rest parts of two texts joined, after the n-gram sampling of Tang and
+others (arXiv 1903.12136).
 """
 
 import argparse
@@ -34,6 +36,7 @@ def arguments():
     parser.add_argument("--encoder", required=True, type=Path, help="folder of the teacher's")
     parser.add_argument("--copies", type=int, default=2, help="variants tried of each text")
     parser.add_argument("--share", type=float, default=0.4, help="of the words exchanged")
+    parser.add_argument("--pieces", type=int, default=0, help="parts of texts, alone or joined")
     parser.add_argument("--out", required=True, type=Path)
     return parser.parse_args()
 
@@ -75,6 +78,29 @@ def variant(text, near, share, dice):
     return "".join(parts)
 
 
+def pieces(texts, count, kept_out):
+    dice = random.Random(7)
+
+    def part(words, least, most):
+        length = min(len(words), dice.randint(least, most))
+        start = dice.randint(0, len(words) - length)
+        return words[start : start + length]
+
+    seen, new = set(texts), []
+    while len(new) < count:
+        words = dice.choice(texts).split()
+        if dice.random() < 0.5:
+            piece = part(words, 3, max(4, int(len(words) * 0.8)))
+        else:
+            others = dice.choice(texts).split()
+            piece = part(words, 3, 15) + part(others, 3, 15)
+        piece = " ".join(piece)
+        if piece not in seen and piece.lower() not in kept_out:
+            seen.add(piece)
+            new.append(piece)
+    return new
+
+
 def main():
     asked = arguments()
     train = rows(asked.train)
@@ -91,8 +117,9 @@ def main():
     kept_out = {row["text"].strip().lower() for path in asked.but_not for row in rows(path)}
     random.Random(3).shuffle(variants)
     variants = [text for text in variants if text.strip().lower() not in kept_out]
+    new = variants[: len(train)] + pieces(texts, asked.pieces, kept_out)
     with asked.out.open("w", encoding="utf-8") as out:
-        for row in train + [{"text": text} for text in variants[: len(train)]]:
+        for row in train + [{"text": text} for text in new]:
             out.write(json.dumps(row) + "\n")
 
 
