@@ -131,8 +131,7 @@ impl Planner<'_> {
             Method::FftStudent => self.spec.full.student.apply(&mut training),
             Method::LoraTeacher => {
                 if let Some(finetune) = &teacher.finetune {
-                    training.epochs = finetune.epochs;
-                    training.learning_rate = finetune.learning_rate();
+                    training = finetune.training(&training);
                     lora = finetune.lora.clone();
                 }
             }

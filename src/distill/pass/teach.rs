@@ -10,7 +10,7 @@ use super::super::models::{
 };
 use super::super::progress::{Event, Stage};
 use super::super::report::{ModelSize, TrainingSummary};
-use super::super::spec::{DataSpec, FinetuneMode, FinetuneSpec, TeacherSpec, TrainingSpec};
+use super::super::spec::{DataSpec, FinetuneMode, FinetuneSpec, TeacherSpec};
 use super::super::teacher_cache::TeacherCache;
 use super::super::teacher_http::{Asked, HttpTeacher, TOKEN_VARIABLE};
 use super::super::training::{Checkpoint, Trainee};
@@ -219,11 +219,7 @@ impl Pass<'_> {
             let encoder = self.places.placement.for_training(&base.encoder)?;
             Trainee::lora(encoder, &finetune.lora, labels, seed)?
         };
-        let training = TrainingSpec {
-            epochs: finetune.epochs,
-            learning_rate: finetune.learning_rate(),
-            ..self.spec.training.clone().without_teacher()
-        };
+        let training = finetune.training(&self.spec.training);
         let lessons = Lessons {
             sequences,
             teacher: Answers::None,
