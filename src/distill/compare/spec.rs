@@ -153,9 +153,9 @@ pub enum CompareSpecError {
     NoTeacher,
     #[error("pass.teacher has neither an adapter nor finetune with the mode \"lora\"")]
     UntunedTeacher,
-    #[error("{row} cannot be trained so")]
+    #[error("{field} cannot be trained so")]
     Schedule {
-        row: &'static str,
+        field: &'static str,
         source: SpecError,
     },
     #[error("{0} is empty")]
@@ -197,11 +197,12 @@ impl CompareSpec {
         let FullSpec { teacher, student } = self.full;
         let own = [("full.teacher", teacher), ("full.student", student)];
         let own = own.into_iter().chain(self.control.map(|c| ("control", c)));
-        for (row, schedule) in own {
-            let mut pass = self.pass.clone();
-            schedule.apply(&mut pass.training);
-            pass.validate()
-                .map_err(|source| CompareSpecError::Schedule { row, source })?;
+        for (field, schedule) in own {
+            let mut training = self.pass.training.clone();
+            schedule.apply(&mut training);
+            training
+                .validate()
+                .map_err(|source| CompareSpecError::Schedule { field, source })?;
         }
         distinct("seeds", &self.seeds)?;
         if let Some(seeds) = &self.teacher_seeds {

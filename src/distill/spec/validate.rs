@@ -81,12 +81,16 @@ impl DistillSpec {
                 Some(_) => {}
             }
         }
-        if check.fields.is_empty() {
-            return Ok(());
-        }
-        Err(SpecError {
-            fields: check.fields,
-        })
+        check.result()
+    }
+}
+
+impl TrainingSpec {
+    /// Checks the numbers of a training by itself.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        let mut check = Check { fields: Vec::new() };
+        check.training(self);
+        check.result()
     }
 }
 
@@ -95,6 +99,15 @@ struct Check {
 }
 
 impl Check {
+    fn result(self) -> Result<(), SpecError> {
+        match self.fields.is_empty() {
+            true => Ok(()),
+            false => Err(SpecError {
+                fields: self.fields,
+            }),
+        }
+    }
+
     fn fail(&mut self, field: &str, value: impl fmt::Display, allowed: impl fmt::Display) {
         self.fields.push(FieldError {
             field: field.into(),
