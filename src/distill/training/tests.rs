@@ -237,8 +237,8 @@ fn an_epoch_goes_over_rows_with_labels_as_often_as_asked_and_over_others_once() 
     for example in &mut data[..6] {
         example.label = None;
     }
-    let epoch = super::trainer::epoch(&data, 3);
-    let of = |wanted: &Example| epoch.iter().filter(|e| std::ptr::eq(**e, wanted)).count();
+    let rows = super::trainer::rows_of_an_epoch(&data, 3);
+    let of = |wanted: &Example| rows.iter().filter(|e| std::ptr::eq(**e, wanted)).count();
     let counts: Vec<usize> = data.iter().map(of).collect();
     assert_eq!(counts, [1, 1, 1, 1, 1, 1, 3, 3, 3, 3]);
 

@@ -117,14 +117,14 @@ pub fn train(
     if learning.layer_teacher.is_some() {
         check_tokens(train)?;
     }
-    let epoch = epoch(train, learning.spec.label_repeats);
-    let mut run = Run::begin(trainee, train, epoch.len(), learning)?;
+    let rows = rows_of_an_epoch(train, learning.spec.label_repeats);
+    let mut run = Run::begin(trainee, &rows, learning)?;
     if !run.at.finished {
-        run.check_memory(&epoch)?;
+        run.check_memory(&rows)?;
     }
     while !run.at.finished {
-        run.rest_of_epoch(&epoch, progress)?;
-        run.end_epoch(epoch.len(), validation)?;
+        run.rest_of_epoch(&rows, progress)?;
+        run.end_epoch(rows.len(), validation)?;
     }
     let best = run.at.best.ok_or(TrainError::NoRows)?;
     let summary = TrainingSummary {
@@ -154,11 +154,10 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// From the start, or from where a checkpoint says. An epoch has `epoch` examples.
+    /// From the start, or from where a checkpoint says.
     fn begin(
         trainee: &'a Trainee,
-        train: &[Example],
-        epoch: usize,
+        rows: &[&Example],
         learning: &'a Learning<'a>,
     ) -> Result<Self, TrainError> {
         let spec = learning.spec;
@@ -168,7 +167,7 @@ impl<'a> Run<'a> {
             learning,
             optimizer: AdamW::new(spec.weight_decay),
             at: Position {
-                fingerprint: fingerprint(trainee, train, learning),
+                fingerprint: fingerprint(trainee, rows, learning),
                 threads: match trainee.device().is_cpu() {
                     true => learning.threads,
                     false => 1,
@@ -176,7 +175,7 @@ impl<'a> Run<'a> {
                 epoch: 1,
                 ..Position::default()
             },
-            steps: spec.epochs * epoch.div_ceil(spec.batch_size),
+            steps: spec.epochs * rows.len().div_ceil(spec.batch_size),
             best: BTreeMap::new(),
             seconds_before: 0.0,
             start: Instant::now(),
@@ -209,9 +208,9 @@ impl<'a> Run<'a> {
     }
 
     /// Refuses a training that would not fit: by estimate, then by a trial step.
-    fn check_memory(&self, epoch: &[&Example]) -> Result<(), TrainError> {
+    fn check_memory(&self, rows: &[&Example]) -> Result<(), TrainError> {
         let (spec, limit) = (self.learning.spec, self.memory_limit());
-        let mut lengths: Vec<usize> = epoch.iter().map(|e| e.sequence.ids.len()).collect();
+        let mut lengths: Vec<usize> = rows.iter().map(|e| e.sequence.ids.len()).collect();
         let tokens = memory::heaviest_batch(&mut lengths, spec.batch_size);
         let (encoder, _) = self.trainee.network()?;
         let need = MemoryNeed::estimate(&encoder, self.trainee, self.learning, tokens);
@@ -225,7 +224,7 @@ impl<'a> Run<'a> {
         if limit.is_none() {
             return Ok(());
         }
-        let mut heaviest = epoch.to_vec();
+        let mut heaviest = rows.to_vec();
         heaviest.sort_by_key(|example| std::cmp::Reverse(example.sequence.ids.len()));
         heaviest.truncate(spec.batch_size);
         let needed = memory::probe(self.trainee, || self.gradients(&heaviest).map(drop))?;
@@ -256,14 +255,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// What is left of an epoch, its examples in random order.
+    /// What is left of an epoch, its rows in random order.
     fn rest_of_epoch(
         &mut self,
-        epoch: &[&Example],
+        rows: &[&Example],
         progress: &mut dyn FnMut(Step),
     ) -> Result<(), TrainError> {
         let spec = self.learning.spec;
-        let mut order = epoch.to_vec();
+        let mut order = rows.to_vec();
         CounterRng::new(spec.seed, self.at.epoch as u64).shuffle(&mut order);
         let (mut recent, mut recent_rows) = (0.0, 0);
         for batch in order.chunks(spec.batch_size).skip(self.at.batches) {
@@ -415,14 +414,14 @@ fn check_tokens(examples: &[Example]) -> Result<(), TrainError> {
 }
 
 /// What an epoch goes over: each example, those with labels several times.
-pub(super) fn epoch(train: &[Example], label_repeats: usize) -> Vec<&Example> {
+pub(super) fn rows_of_an_epoch(train: &[Example], label_repeats: usize) -> Vec<&Example> {
     let again =
         (1..label_repeats).flat_map(|_| train.iter().filter(|example| example.label.is_some()));
     train.iter().chain(again).collect()
 }
 
 /// Digest of everything that the trained bits depend on, save the number of shares.
-fn fingerprint(trainee: &Trainee, train: &[Example], learning: &Learning<'_>) -> String {
+fn fingerprint(trainee: &Trainee, rows: &[&Example], learning: &Learning<'_>) -> String {
     let mut digest = Sha256::new();
     let context = learning.checkpoint.map(|checkpoint| &checkpoint.context);
     digest.update(format!(
@@ -440,7 +439,7 @@ fn fingerprint(trainee: &Trainee, train: &[Example], learning: &Learning<'_>) ->
     if trainee.trains_in_bf16() {
         digest.update("bf16\n");
     }
-    for example in train {
+    for example in rows {
         let Sequence { ids, type_ids, .. } = &example.sequence;
         digest.update(format!("{ids:?} {type_ids:?} {:?} ", example.label));
         let teacher: Option<Vec<u32>> = example
