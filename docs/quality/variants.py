@@ -87,7 +87,10 @@ def pieces(texts, count, kept_out):
         return words[start : start + length]
 
     seen, new = set(texts), []
-    while len(new) < count:
+    # Few and short texts have fewer pieces than may be asked for.
+    for _ in range(10 * count):
+        if len(new) == count:
+            break
         words = dice.choice(texts).split()
         if dice.random() < 0.5:
             piece = part(words, 3, max(4, int(len(words) * 0.8)))
