@@ -9,7 +9,8 @@ matrices, linear warm-up and decay, clipping at 1. Each batch is padded to its l
 
 Prints, and writes to --out: tokens a second (padding not counted) without the first steps, the
 process's peak resident memory (on a GPU the most of its memory that tensors had), and the loss of
-every step. With `--device cuda` the frozen weights are in bf16, what trains is in f32, as in kdlora.
+every step. With `--dtype bf16` (so by default with `--device cuda`) the frozen weights are in bf16,
+what trains is in f32, as in kdlora.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 WARM_UP_STEPS = 3
 
 
@@ -42,9 +44,12 @@ def arguments():
     parser.add_argument("--targets", default="query,value", help="or all-linear")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", choices=DTYPES, help="[f32 on the CPU, bf16 on a GPU]")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.dtype = args.dtype or ("f32" if args.device == "cpu" else "bf16")
+    return args
 
 
 def peak_resident_bytes():
@@ -64,7 +69,7 @@ def make_model(args, labels):
     model = AutoModelForSequenceClassification.from_pretrained(
         args.encoder,
         num_labels=labels,
-        dtype=torch.float32 if args.device == "cpu" else torch.bfloat16,
+        dtype=DTYPES[args.dtype],
         # kdlora drops out inputs of LoRA and of the head, nothing inside the encoder.
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -135,7 +140,8 @@ def main():
             labels = torch.tensor([label for _, label in batch])
             padded, labels = padded.to(args.device), labels.to(args.device)
             # What trains is in f32 among frozen weights in bf16: PyTorch mixes them by autocast.
-            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=args.device != "cpu"):
+            mixed = args.dtype == "bf16"
+            with torch.autocast(args.device, dtype=torch.bfloat16, enabled=mixed):
                 loss = model(**padded, labels=labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -148,6 +154,7 @@ def main():
     result = {
         "peer": f"peft {__import__('peft').__version__}, torch {torch.__version__}",
         "threads": args.threads,
+        "dtype": args.dtype,
         "batch_size": args.batch_size,
         "steps": len(losses),
         "trainable": sum(p.numel() for p in trained),
