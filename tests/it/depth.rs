@@ -1,15 +1,12 @@
 //! Students made of some of the layers of another encoder.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Instant;
 
+use crate::common::{Install, Server, is_over, job, letters_or_digits};
 use candle_core::{Device, Tensor};
-use common::{Install, PATIENCE, Server, letters_or_digits};
 use kdlora::adapter::AdapterFolder;
 use kdlora::encoder::{Encoder, EncoderConfig, Segment, TaskWeights, Weights};
 use kdlora::hub;
@@ -236,20 +233,6 @@ fn a_pass_by_hand_takes_the_student_of_its_request() {
         serde_json::from_slice(&fs::read(out.join("report.json")).expect("a file")).expect("JSON");
     let named = report["spec"]["student"].to_string();
     assert!(named.contains("[2,0]"), "{named}");
-}
-
-/// Waits for the job's end.
-async fn ended(server: &Server, id: &Value) -> Value {
-    let path = format!("/admin/jobs/{}", id.as_str().expect("an id"));
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (_, job) = server.get(&path).await;
-        if !["queued", "running"].contains(&job["state"].as_str().expect("a state")) {
-            return job;
-        }
-        assert!(Instant::now() < deadline, "{job}");
-        tokio::task::yield_now().await;
-    }
 }
 
 #[tokio::test]

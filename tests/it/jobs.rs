@@ -1,10 +1,6 @@
 //! `POST /admin/distill` to a version that answers, with the real processes.
 
-mod common;
-
-use std::time::Instant;
-
-use common::{Install, PATIENCE, is_over, job, job_processes, letters_or_digits, queue};
+use crate::common::{Install, eventually, is_over, job, job_processes, letters_or_digits, queue};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -64,13 +60,10 @@ async fn a_server_that_is_killed_takes_its_job_along_and_the_next_one_goes_on_wi
     let next = job(&server, &queued, is_over).await;
     assert_eq!(next["state"], "succeeded", "{next}");
     assert_eq!(next["version"], 2);
-    let deadline = Instant::now() + PATIENCE;
-    while !job_processes(&install).is_empty() {
-        assert!(
-            Instant::now() < deadline,
-            "a process has outlived its server"
-        );
-    }
+    eventually("a process has outlived its server", || {
+        job_processes(&install).is_empty()
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use candle_core::Device;
 use kdlora::adapter::{AdapterFolder, Classifier};
 use kdlora::encoder::{Encoder, EncoderConfig, Weights};
 
-use crate::cases::Case;
 use crate::common::golden;
+use crate::families::cases::Case;
 
 /// The message of binding a golden adapter after a change.
 fn refused(name: &str, change: impl FnOnce(&mut AdapterFolder)) -> String {

@@ -8,7 +8,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::cases::{Case, assert_close};
+use crate::families::cases::{Case, assert_close};
 
 /// Token ids that the golden models have.
 const VOCABULARY: u32 = 60;

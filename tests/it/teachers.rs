@@ -1,13 +1,10 @@
 //! `POST /admin/tasks/{task}/teacher` with the real processes.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
 
-use common::{Install, PATIENCE, Server, letters_or_digits, program};
+use crate::common::{Install, Server, is_over, job, letters_or_digits, program, queue};
 use serde_json::{Value, json};
 
 /// A data root with a classifier `teacher`, whose words are the student's.
@@ -40,20 +37,9 @@ async fn distilled(server: &Server) {
         "training": {"epochs": 1, "max_length": 16},
         "gate": {"keep": 0.0},
     });
-    let (status, job) = server.post("/admin/distill", &spec).await;
-    assert_eq!(status, 202, "{job}");
-    let path = format!("/admin/jobs/{}", job["id"].as_str().expect("an id"));
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (_, job) = server.get(&path).await;
-        match job["state"].as_str() {
-            Some("succeeded") => return,
-            Some("queued" | "running") if Instant::now() < deadline => {
-                tokio::task::yield_now().await;
-            }
-            _ => panic!("{job}"),
-        }
-    }
+    let path = queue(server, &spec).await;
+    let job = job(server, &path, is_over).await;
+    assert_eq!(job["state"], "succeeded", "{job}");
 }
 
 async fn ask(server: &Server, body: Value) -> (u16, Value) {

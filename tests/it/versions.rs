@@ -1,8 +1,6 @@
 //! Two versions of a task side by side, over HTTP.
 
-mod common;
-
-use common::{Install, is_over, job, letters_or_digits, queue};
+use crate::common::{Install, is_over, job, letters_or_digits, queue};
 use serde_json::json;
 
 /// Distils a version and waits for it.

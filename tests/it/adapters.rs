@@ -1,12 +1,10 @@
 //! Adapters of PEFT from the command line and over HTTP, into real servers.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Install, Server, golden};
+use crate::common::{Install, Server, golden};
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 

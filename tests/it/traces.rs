@@ -1,12 +1,10 @@
 //! Traces and log lines of the real server, as a collector and a log reader get them.
 
-mod common;
-
 use std::io::Read;
 use std::process::Stdio;
 use std::time::Instant;
 
-use common::{Install, PATIENCE, Server};
+use crate::common::{Install, PATIENCE, Server};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;

@@ -1,7 +1,5 @@
 //! `kdlora serve` as a process, over HTTP.
 
-mod common;
-
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::TcpStream;
@@ -9,8 +7,8 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::common::{Install, Server};
 use candle_core::Device;
-use common::{Install, Server};
 use kdlora::adapter::AdapterFolder;
 use kdlora::encoder::{Encoder, Segment};
 use kdlora::text::{Input, PackedBatch, Tokenizer};

@@ -1,16 +1,16 @@
 //! SIGKILL at random moments of passes and of the server: whatever was acknowledged is there
 //! afterwards, and nothing half done.
 //!
-//! `KDLORA_KILL_ROUNDS` says how often (a few by default), `KDLORA_KILL_SEED` repeats a run.
-
-mod common;
+//! `KDLORA_KILL_ROUNDS` says how often (a few by default), `KDLORA_KILL_SEED` draws other moments.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use common::{Install, PATIENCE, Server, is_over, job, job_processes, letters_or_digits, queue};
+use crate::common::{
+    Install, Server, eventually, is_over, job, job_processes, letters_or_digits, queue,
+};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -206,9 +206,7 @@ async fn check_database(install: &Install) {
 #[tokio::test]
 async fn kills_at_random_moments_leave_nothing_half_done() {
     let rounds = from_environment("KDLORA_KILL_ROUNDS").unwrap_or(DEFAULT_ROUNDS);
-    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let seed = from_environment("KDLORA_KILL_SEED")
-        .unwrap_or_else(|| clock.map_or(1, |time| u64::from(time.subsec_nanos())));
+    let seed = from_environment("KDLORA_KILL_SEED").unwrap_or(1);
     println!("KDLORA_KILL_SEED={seed}");
     let mut dice = Dice(seed);
     let undisturbed = Undisturbed::pass().await;
@@ -238,11 +236,10 @@ async fn kills_at_random_moments_leave_nothing_half_done() {
     }
     server.signal(Signal::TERM);
     server.ended();
-    let deadline = Instant::now() + PATIENCE;
-    while !job_processes(&install).is_empty() {
-        assert!(Instant::now() < deadline, "a pass has outlived its server");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("a pass has outlived its server", || {
+        job_processes(&install).is_empty()
+    })
+    .await;
     check_database(&install).await;
     println!(
         "{rounds} kills: {of_passes} of passes, {of_servers} of servers; {} of {} jobs failed",

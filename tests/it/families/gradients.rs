@@ -6,8 +6,8 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use kdlora::encoder::{Encoder, EncoderConfig, LoraModule, Segment, TaskWeights, Weights};
 use kdlora::text::PackedBatch;
 
-use crate::cases::{Case, assert_close};
 use crate::common::golden;
+use crate::families::cases::{Case, assert_close};
 
 pub(crate) fn gradients_are_the_golden_ones(model_type: &str) {
     let mut compared = 0;

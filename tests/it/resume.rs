@@ -1,13 +1,11 @@
 //! A pass that is killed again and again ends with the bits of one that is left alone.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::{Install, letters_or_digits};
+use crate::common::{Install, letters_or_digits};
 use serde_json::{Value, json};
 
 /// Events of the process after which it is killed; more than its trainings have, so that some of

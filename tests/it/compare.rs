@@ -1,12 +1,10 @@
 //! `kdlora compare` with tiny encoders: its table, and what a rerun does again.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Install, letters_or_digits};
+use crate::common::{Install, letters_or_digits};
 use serde_json::{Value, json};
 
 struct Place {
@@ -119,7 +117,8 @@ fn a_comparison_has_all_rows_and_a_rerun_does_what_is_missing() {
         );
         assert_eq!(row["deviation"].is_number(), seeds > 1, "{name}");
         assert!(score(row) > 0.2, "{row}");
-        assert!(row["low"].as_f64() <= row["mean"].as_f64(), "{row}");
+        let [low, mean] = ["low", "mean"].map(|key| row[key].as_f64().expect("a number"));
+        assert!(low <= mean, "{row}");
         assert!(row["training_bytes"].as_u64() > Some(1 << 20), "{row}");
         assert!(
             row["latency"]["batch_1"]["p50_ms"].as_f64() > Some(0.0),

@@ -1,7 +1,5 @@
 //! The ready-made tasks with the real student, which `kdlora pull` fetches if it is not there.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

@@ -5,8 +5,8 @@ use std::process::Command;
 use kdlora::adapter::AdapterFolder;
 use serde_json::{Value, json};
 
-use crate::cases::Case;
 use crate::common::{Install, letters_or_digits, program};
+use crate::families::cases::Case;
 
 pub(crate) fn a_teacher_is_distilled(model_type: &str) {
     let cases = Case::of(model_type);

@@ -7,7 +7,7 @@ use candle_core::{DType, Device};
 use kdlora::adapter::{AdapterError, AdapterFolder, Bias, Classifier, write_classifier};
 use kdlora::encoder::{Encoder, EncoderConfig, LoraModule, Placement, Weights};
 
-use crate::cases::{Case, assert_close};
+use crate::families::cases::{Case, assert_close};
 
 pub(crate) fn an_adapter_answers_the_same_after_a_round(model_type: &str) {
     let place = tempfile::tempdir().unwrap();

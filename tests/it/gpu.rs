@@ -1,11 +1,5 @@
 //! What users see of a build with CUDA. Without a GPU it serves on the CPU; the other tests need
-//! one: `tests/gpu.sh`, or `cargo test --features cuda --test gpu -- --ignored`.
-#![cfg(feature = "cuda")]
-
-#[path = "families/cases.rs"]
-#[allow(dead_code, reason = "the families' tests use the rest")]
-mod cases;
-mod common;
+//! one: `tests/gpu.sh`, or `cargo test --features cuda --test it gpu -- --ignored`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,9 +7,9 @@ use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use crate::common::{Install, Server, letters_or_digits, program};
+use crate::families::cases::{Case, assert_close, relative_error};
 use candle_core::{DType, Device};
-use cases::{Case, assert_close, relative_error};
-use common::{Install, Server, letters_or_digits, program};
 use kdlora::adapter::Classifier;
 use kdlora::encoder::Placement;
 use kdlora::ops::device;

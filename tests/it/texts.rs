@@ -1,8 +1,6 @@
 //! Texts that programs trip over, sent to a running server.
 
-mod common;
-
-use common::{Install, Server, golden};
+use crate::common::{Install, Server, golden};
 use serde_json::{Value, json};
 
 const ROUTE: &str = "/v1/classify/pairs";

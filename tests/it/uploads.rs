@@ -1,10 +1,8 @@
 //! Large uploads go to the disk as they come.
 
-mod common;
-
 use std::fs;
 
-use common::{Install, Server};
+use crate::common::{Install, Server};
 use futures_util::stream;
 use reqwest::Body;
 use reqwest::multipart::{Form, Part};

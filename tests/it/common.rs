@@ -1,9 +1,8 @@
 //! What the black-box tests share: a server made of the golden files, and a way to talk to it.
 
 #![allow(
-    dead_code,
     unreachable_pub,
-    reason = "each test file uses a part of it"
+    reason = "a module of an executable, written like a library's"
 )]
 
 use std::env;
@@ -21,6 +20,18 @@ use tempfile::TempDir;
 
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a test looks whether it has happened.
+pub const POLL: Duration = Duration::from_millis(10);
+
+/// Waits until `condition` holds, and panics with `otherwise` if it does not in time.
+pub async fn eventually(otherwise: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{otherwise}");
+        tokio::time::sleep(POLL).await;
+    }
+}
 
 /// Words that the tiny encoders have.
 const VOCABULARY: u64 = 60;
@@ -181,7 +192,7 @@ pub async fn job(server: &Server, path: &str, wanted: impl Fn(&Value) -> bool) -
             return job;
         }
         assert!(Instant::now() < deadline, "{job}");
-        tokio::task::yield_now().await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -289,7 +300,7 @@ impl Server {
                 return status;
             }
             assert!(Instant::now() < deadline, "the server does not end");
-            thread::yield_now();
+            thread::sleep(POLL);
         }
     }
 }

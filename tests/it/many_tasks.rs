@@ -1,11 +1,9 @@
 //! More tasks than memory has room for, tasks that leave, and what the metrics say of all that.
 
-mod common;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::{Install, Server};
+use crate::common::{Install, Server};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 

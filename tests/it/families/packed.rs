@@ -8,7 +8,7 @@ use kdlora::encoder::{Encoder, EncoderConfig, Segment, Weights};
 use kdlora::ops::{Crew, Precision, has_bf16};
 use kdlora::text::PackedBatch;
 
-use crate::cases::{Case, assert_close, relative_error};
+use crate::families::cases::{Case, assert_close, relative_error};
 
 /// In f32 the golden logits, in bf16 and eight bits ones near them; hot and merged alike.
 pub(crate) fn a_packed_encoder_answers_the_same(model_type: &str) {

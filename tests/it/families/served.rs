@@ -3,8 +3,8 @@
 use kdlora::adapter::{AdapterFolder, TaskConfig};
 use serde_json::{Value, json};
 
-use crate::cases::{Case, GoldenSequence, assert_close};
 use crate::common::{Install, Server};
+use crate::families::cases::{Case, GoldenSequence, assert_close};
 
 /// Adapters with biases of norms.
 const MORE_THAN_LINEARS: [&str; 2] = ["roberta-classes-bias", "mpnet-classes-dora"];
