@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::common::{Install, Server, is_over, job, letters_or_digits};
+use crate::common::{Install, Server, is_over, job, letters_or_digits, queue};
 use candle_core::{Device, Tensor};
 use kdlora::adapter::AdapterFolder;
 use kdlora::encoder::{Encoder, EncoderConfig, Segment, TaskWeights, Weights};
@@ -264,9 +264,8 @@ async fn a_server_distils_for_the_layers_that_it_serves_and_for_no_others() {
 
     let mut wanted = spec();
     wanted["student"] = json!({"model": folder, "layers": [2, 0]});
-    let (status, job) = server.post("/admin/distill", &wanted).await;
-    assert_eq!(status, 202, "{job}");
-    let job = ended(&server, &job["id"]).await;
+    let path = queue(&server, &wanted).await;
+    let job = job(&server, &path, is_over).await;
     assert_eq!(job["state"], "succeeded", "{job}");
     let promote = json!({"version": 1});
     let (status, body) = server.post("/admin/tasks/kind/promote", &promote).await;
@@ -294,8 +293,7 @@ async fn a_teacher_below_the_data_root_may_be_some_layers_too() {
     assert_eq!(status, 422, "{body}");
     assert!(body.to_string().contains("there is no layer 7"), "{body}");
     wanted["teacher"]["model"] = json!("student@0,1");
-    let (status, job) = server.post("/admin/distill", &wanted).await;
-    assert_eq!(status, 202, "{job}");
-    let job = ended(&server, &job["id"]).await;
+    let path = queue(&server, &wanted).await;
+    let job = job(&server, &path, is_over).await;
     assert_eq!(job["state"], "succeeded", "{job}");
 }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::common::{Install, Server};
+use crate::common::{Install, Server, golden};
 use candle_core::Device;
 use kdlora::adapter::AdapterFolder;
 use kdlora::encoder::{Encoder, Segment};
@@ -135,7 +135,7 @@ fn a_student_that_is_not_there_is_told_in_a_sentence() {
 #[test]
 fn a_tokenizer_of_another_encoder_is_refused() {
     let install = Install::new();
-    let other = common::golden("tokenizers/bert/tokenizer.json");
+    let other = golden("tokenizers/bert/tokenizer.json");
     std::fs::copy(other, install.student().join("tokenizer.json")).expect("a copy");
     let output = install.command().stderr(Stdio::piped()).output();
     let output = output.expect("the program runs");

@@ -1,10 +1,10 @@
 //! Two versions of a task side by side, over HTTP.
 
-use crate::common::{Install, is_over, job, letters_or_digits, queue};
+use crate::common::{Install, Server, is_over, job, letters_or_digits, queue};
 use serde_json::json;
 
 /// Distils a version and waits for it.
-async fn distil(server: &common::Server, epochs: usize) {
+async fn distil(server: &Server, epochs: usize) {
     let spec = json!({
         "task": "kind",
         "data": {"train": {"rows": letters_or_digits(300)}},

@@ -4,7 +4,7 @@ of encoders can do.
     pip install -r tests/golden/requirements.txt
     python tests/peft/families.py [--seed N] [--rounds N]
 
-The columns logits, gradients and batch independence are the tests of `tests/families`, which go by
+The columns logits, gradients and batch independence are the tests of `tests/it/families`, which go by
 golden files. The others are found out here, with models and adapters that no other test has seen:
 drawn at the given seed, written by PEFT, read by the program, and the other way round.
 
@@ -406,15 +406,15 @@ def check_distilled(name, family, draw, place):
 
 
 def rust_tests():
-    """Outcome of each test of `tests/families`, as (family, column). Cargo builds the program too,
+    """Outcome of each test of `tests/it/families`, as (family, column). Cargo builds the program too,
     as it did for the README's test command."""
     done = subprocess.run(
-        ["cargo", "test", "--workspace", "--locked", "--test", "families"],
+        ["cargo", "test", "--workspace", "--locked", "--test", "it", "families::"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    outcomes = re.findall(r"^test (\w+)::(\w+) \.\.\. (\w+)$", done.stdout, re.MULTILINE)
+    outcomes = re.findall(r"^test families::(\w+)::(\w+) \.\.\. (\w+)$", done.stdout, re.MULTILINE)
     if not outcomes:
         sys.exit(done.stdout + done.stderr)
     return {
