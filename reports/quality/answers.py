@@ -6,7 +6,7 @@ In eight bits a server answers a few times as many texts as a pass does, which a
         --task movie-sentiment --promote --state teacher
     kdlora serve --student mpnet-base --dtype int8 --state teacher --bind 127.0.0.1:9001 \
         --max-queue-wait 60s --merged-tasks movie-sentiment
-    python docs/quality/answers.py --rows more.jsonl --task movie-sentiment --out answered.jsonl
+    python reports/quality/answers.py --rows more.jsonl --task movie-sentiment --out answered.jsonl
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Adds pairs without labels to training rows of two texts each: the texts of the rows, paired anew by chance.
 
-    python docs/quality/pairs.py --train pairs.jsonl --count 8000 --out more.jsonl
+    python reports/quality/pairs.py --train pairs.jsonl --count 8000 --out more.jsonl
 """
 
 import argparse

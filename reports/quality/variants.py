@@ -1,6 +1,6 @@
 """Texts without labels for a teacher to label: training texts with words exchanged, and pieces of them.
 
-    python docs/quality/variants.py --train data/tweet-valence/train.jsonl \
+    python reports/quality/variants.py --train data/tweet-valence/train.jsonl \
         --but-not data/tweet-valence/validation.jsonl data/tweet-valence/test.jsonl \
         --encoder ~/.cache/kdlora/encoders/mpnet-base --copies 3 --out more.jsonl
 
