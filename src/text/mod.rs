@@ -7,6 +7,7 @@ mod truncation;
 
 pub use packed::{PackedBatch, Sequence};
 pub use tokenizer::{Tokenizer, TokenizerError};
+pub use tokenizers::TruncationDirection;
 pub use truncation::Truncation;
 
 use serde::{Deserialize, Serialize};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
-use tokenizers::{Encoding, PostProcessor};
+use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 
 use super::lookahead::{Lookahead, floor_char_boundary};
 use super::truncation::{Head, Size};
@@ -143,6 +143,18 @@ impl Tokenizer {
         max_length: usize,
         truncation: Option<Truncation>,
     ) -> Result<Sequence, TokenizerError> {
+        self.encode_from(input, max_length, truncation, None)
+    }
+
+    /// Like [`Self::encode`], cutting texts on the side that `direction` names. A text that is cut on
+    /// the left is read to its end.
+    pub fn encode_from(
+        &self,
+        input: &Input,
+        max_length: usize,
+        truncation: Option<Truncation>,
+        direction: Option<TruncationDirection>,
+    ) -> Result<Sequence, TokenizerError> {
         let special = self.special_tokens(input.text_pair.is_some());
         if max_length <= special {
             return Err(TokenizerError::LimitTooLow {
@@ -151,7 +163,12 @@ impl Tokenizer {
             });
         }
         let room = max_length - special;
+        let direction = direction.unwrap_or(TruncationDirection::Right);
         let (first, second) = match &input.text_pair {
+            _ if direction == TruncationDirection::Left => {
+                let second = input.text_pair.as_deref().map(|text| self.whole(text));
+                (self.whole(&input.text)?, second.transpose()?)
+            }
             None => (self.head(&input.text, room)?, None),
             Some(text) => (
                 self.counted_head(&input.text, room)?,
@@ -168,7 +185,9 @@ impl Tokenizer {
             tokens: first.tokens,
             max_length,
         };
-        let (first, second) = truncation.cut(first, second, room).ok_or(too_long)?;
+        let (first, second) = truncation
+            .cut(first, second, room, direction)
+            .ok_or(too_long)?;
         let encoding = self
             .inner
             .post_process(first, second, true)
@@ -192,6 +211,10 @@ impl Tokenizer {
         if let Some(head) = self.part(text, room)? {
             return Ok(head);
         }
+        self.whole(text)
+    }
+
+    fn whole(&self, text: &str) -> Result<Head, TokenizerError> {
         let encoding = self.plain(text)?;
         let tokens = encoding.len();
         Ok(Head {

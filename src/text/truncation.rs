@@ -16,7 +16,7 @@ pub enum Truncation {
     OnlySecond,
 }
 
-/// The beginning of a text in tokens.
+/// The beginning of a text in tokens, or all of it.
 pub(super) struct Head {
     /// Of these the first `tokens` are those of the whole text.
     pub(super) encoding: Encoding,
@@ -55,6 +55,7 @@ impl Truncation {
         first: Head,
         second: Option<Head>,
         room: usize,
+        direction: TruncationDirection,
     ) -> Option<(Encoding, Option<Encoding>)> {
         let tokens = second.as_ref().map_or(0, |second| second.tokens);
         let of_first = match self {
@@ -66,8 +67,8 @@ impl Truncation {
         };
         let of_second = room - of_first.min(room);
         Some((
-            keep(first, of_first),
-            second.map(|second| keep(second, of_second)),
+            keep(first, of_first, direction),
+            second.map(|second| keep(second, of_second, direction)),
         ))
     }
 }
@@ -87,12 +88,12 @@ fn first_share(first: &Head, second: Option<&Head>, room: usize) -> usize {
     }
 }
 
-/// The first `length` tokens, of those that are sure.
-fn keep(head: Head, length: usize) -> Encoding {
+/// The first or last `length` tokens, of those that are sure.
+fn keep(head: Head, length: usize, direction: TruncationDirection) -> Encoding {
     let mut encoding = head.encoding;
     let length = length.min(head.tokens);
     if length < encoding.len() {
-        encoding.truncate(length, 0, TruncationDirection::Right);
+        encoding.truncate(length, 0, direction);
         // What was cut off is kept beside it, and would be given special tokens too.
         encoding.take_overflowing();
     }

@@ -150,9 +150,19 @@ fn padding_and_truncation_of_the_file_are_off() {
 
 /// Tokens of the whole text, cut afterwards by `tokenizers` itself.
 fn slowly(tokenizer: &Tokenizer, input: &Input, max_length: usize) -> Vec<u32> {
+    slowly_at(tokenizer, input, max_length, TruncationDirection::Right)
+}
+
+fn slowly_at(
+    tokenizer: &Tokenizer,
+    input: &Input,
+    max_length: usize,
+    direction: TruncationDirection,
+) -> Vec<u32> {
     let special = tokenizer.special_tokens(input.text_pair.is_some());
     let limit = TruncationParams {
         max_length: max_length - special,
+        direction,
         ..TruncationParams::default()
     };
     let whole = |text: &String| tokenizer.plain(text).unwrap();
@@ -164,6 +174,34 @@ fn slowly(tokenizer: &Tokenizer, input: &Input, max_length: usize) -> Vec<u32> {
     }
     let encoding = tokenizer.inner.post_process(first, second, true).unwrap();
     encoding.get_ids().to_vec()
+}
+
+#[test]
+fn the_beginning_of_a_text_is_cut_off_on_demand() {
+    let long = "one sat the cat ".repeat(5_000) + "a wonderful film";
+    let short = "the end";
+    for name in TOKENIZERS {
+        let tokenizer = golden(name);
+        for input in [
+            single(&long),
+            single(short),
+            pair(&long, short),
+            pair(short, &long),
+            pair(&long, format!("{long} indeed")),
+        ] {
+            for max_length in [8, 33, 128] {
+                let given = tokenizer
+                    .encode_from(&input, max_length, CUT, Some(TruncationDirection::Left))
+                    .unwrap();
+                let expected = slowly_at(&tokenizer, &input, max_length, TruncationDirection::Left);
+                let beginning: String = input.text.chars().take(9).collect();
+                assert_eq!(given.ids, expected, "{name}, {max_length}, {beginning}");
+            }
+        }
+        let ends_alike =
+            tokenizer.encode_from(&single(&long), 8, CUT, Some(TruncationDirection::Left));
+        assert!(ends_alike.unwrap().truncated, "{name}");
+    }
 }
 
 const PIECES: [&str; 55] = [
