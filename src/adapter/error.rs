@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::encoder::EncoderError;
+use crate::parse::ParseError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
@@ -25,7 +26,7 @@ pub enum AdapterError {
     Json {
         path: PathBuf,
         #[source]
-        source: serde_json::Error,
+        source: ParseError,
     },
     #[error("{path}: {problem}", path = .path.display())]
     Config { path: PathBuf, problem: String },

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::AdapterError;
+use crate::parse;
 
 /// Fills a folder so that a crash at any byte leaves either all of it or nothing at `dir`.
 ///
@@ -76,17 +77,15 @@ pub(super) fn read_json<T: DeserializeOwned>(
     hint: &'static str,
 ) -> Result<T, AdapterError> {
     let bytes = read(path, hint)?;
-    serde_json::from_slice(&bytes).map_err(|source| AdapterError::Json {
+    parse::json(&bytes).map_err(|source| AdapterError::Json {
         path: path.to_path_buf(),
         source,
     })
 }
 
 pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), AdapterError> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|source| AdapterError::Json {
-        path: path.to_path_buf(),
-        source,
-    })?;
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|error| AdapterError::io("write", path)(error.into()))?;
     text.push(b'\n');
     let mut file = File::create(path).map_err(AdapterError::io("create", path))?;
     file.write_all(&text)

@@ -9,6 +9,7 @@ use super::distill::{bar, watch_parent};
 use super::options::PlacesArgs;
 use crate::distill::compare::{self, Announcement, CompareSpec, Order};
 use crate::distill::models::Places;
+use crate::parse;
 
 /// Compare the teacher, fine-tuned in full and by LoRA, with students, with and without
 /// distillation, on one data set over several seeds.
@@ -35,13 +36,13 @@ pub fn run(args: Args) -> Result<(), CommandError> {
     let places = args.places.places()?;
     if let Some(order) = &args.order {
         watch_parent()?;
-        let order: Order = serde_json::from_slice(&std::fs::read(order)?)?;
+        let order: Order = parse::json(&std::fs::read(order)?)?;
         return Ok(compare::carry_out(&order, &places, &mut *bar())?);
     }
     let (Some(spec), Some(out)) = (&args.spec, &args.out) else {
         return Err("--spec and --out are needed".into());
     };
-    let spec: CompareSpec = serde_json::from_slice(&std::fs::read(spec)?)?;
+    let spec: CompareSpec = parse::json(&std::fs::read(spec)?)?;
     let mut process = |order: &Path| carry_out(order, &places);
     let comparison = compare::run(&spec, &places, out, &mut process, &mut say)?;
     print!("{}", comparison.to_markdown());

@@ -16,6 +16,7 @@ use crate::distill::progress::{Event, Stage};
 use crate::distill::report::Report;
 use crate::distill::spec::DistillSpec;
 use crate::distill::training::Checkpoints;
+use crate::parse;
 use crate::telemetry::chain;
 
 const EXAMPLES: &str = "\
@@ -80,7 +81,7 @@ pub fn run(args: Args) -> Result<(), CommandError> {
         checkpoints: Some(checkpoints),
         ..args.places.places()?
     };
-    let spec: DistillSpec = serde_json::from_slice(&std::fs::read(&args.spec)?)?;
+    let spec: DistillSpec = parse::json(&std::fs::read(&args.spec)?)?;
     let mut listener: Box<dyn FnMut(Event) + Send> = match args.job {
         true => Box::new(print_event),
         false => bar(),

@@ -13,6 +13,7 @@ use super::units::DeviceChoice;
 use super::{Compute, ComputeError};
 use crate::distill::runner::JobLimits;
 use crate::http::auth::TokensError;
+use crate::parse::{self, ParseError};
 use crate::serving::{TaskSet, Wishes};
 
 /// What `kdlora serve` runs with.
@@ -82,7 +83,7 @@ pub enum ConfigError {
     Parse {
         path: PathBuf,
         #[source]
-        source: Box<toml::de::Error>,
+        source: ParseError,
     },
     #[error(transparent)]
     Compute(#[from] ComputeError),
@@ -196,9 +197,9 @@ fn read_file(path: &Path) -> Result<RawServe, ConfigError> {
         path: path.to_owned(),
         source,
     })?;
-    toml::from_str(&text).map_err(|source| ConfigError::Parse {
+    parse::toml(&text).map_err(|source| ConfigError::Parse {
         path: path.to_owned(),
-        source: Box::new(source),
+        source,
     })
 }
 
@@ -335,7 +336,10 @@ mod tests {
         for (text, sentence) in [
             ("max-que = 7", "unknown field `max-que`"),
             ("device = 'gpu'", "is not a device"),
-            ("threads = 'two'", "invalid type: string"),
+            (
+                "threads = 'two'",
+                "threads: expected a whole number, got \"two\"",
+            ),
             ("max-body = -1", "is not a number of bytes"),
         ] {
             let file = settings_file(text);

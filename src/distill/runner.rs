@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::parse;
 use crate::store::{Change, ChangeKind, Job, JobState, MAX_ATTEMPTS, Store, StoreError};
 use crate::telemetry::{Metrics, chain};
 pub use limits::JobLimits;
@@ -390,9 +391,9 @@ impl Shared {
     /// The reason to promote, if there is one.
     async fn promotion(&self, job: &Job, out: &Path) -> Result<Option<String>, HookError> {
         let spec = self.store.job_spec(&job.id).await?;
-        let wishes: Wishes = serde_json::from_value(spec)?;
+        let wishes: Wishes = parse::value(spec)?;
         let report = tokio::fs::read(out.join("report.json")).await?;
-        let verdict: Verdict = serde_json::from_slice(&report)?;
+        let verdict: Verdict = parse::json(&report)?;
         let passed = verdict.gate.is_some_and(|gate| gate.passed);
         Ok((wishes.promote && passed).then(|| "passed the gate".to_owned()))
     }

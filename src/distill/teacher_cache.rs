@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::parse;
 use crate::text::{Input, Sequence};
 
 /// The answers of one teacher.
@@ -63,7 +64,7 @@ impl TeacherCache {
         let mut answers = HashMap::new();
         if path.exists() {
             for line in BufReader::new(File::open(&path)?).split(b'\n') {
-                if let Ok(line) = serde_json::from_slice::<Line>(&line?) {
+                if let Ok(line) = parse::json::<Line>(&line?) {
                     answers.insert(line.input, line.logits);
                 }
             }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::deberta::DebertaFile;
 use super::{ConvConfig, EncoderError, Family, RelativeAttention};
+use crate::parse;
 use crate::text::PackedBatch;
 
 /// The sizes of an encoder.
@@ -72,7 +73,7 @@ impl EncoderConfig {
             source,
         })?;
         let file: File =
-            serde_json::from_str(&text).map_err(|source| EncoderError::Config { path, source })?;
+            parse::json(text.as_bytes()).map_err(|source| EncoderError::Config { path, source })?;
         Self::from_file(file)
     }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::parse::ParseError;
+
 #[derive(Debug, thiserror::Error)]
 pub enum EncoderError {
     #[error("cannot read {path}", path = .path.display())]
@@ -14,7 +16,7 @@ pub enum EncoderError {
     Config {
         path: PathBuf,
         #[source]
-        source: serde_json::Error,
+        source: ParseError,
     },
     #[error("{path} holds weights as pickle, which can run code; convert them to safetensors", path = .path.display())]
     Pickle { path: PathBuf },

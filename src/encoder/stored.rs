@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::EncoderError;
+use crate::parse;
 
 const FILE: &str = "model.safetensors";
 /// Bytes of the number that the file begins with, the length of its header.
@@ -61,11 +62,10 @@ impl StoredTensors {
         let mut header = vec![0u8; length as usize];
         file.read_exact_at(&mut header, LENGTH_BYTES as u64)
             .map_err(read)?;
-        let metadata: Metadata =
-            serde_json::from_slice(&header).map_err(|source| EncoderError::Config {
-                path: path.clone(),
-                source,
-            })?;
+        let metadata: Metadata = parse::json(&header).map_err(|source| EncoderError::Config {
+            path: path.clone(),
+            source,
+        })?;
         let start = LENGTH_BYTES as u64 + length;
         if start + metadata.data_len() as u64 != whole {
             let text = format!("{} is cut short or too long", path.display());

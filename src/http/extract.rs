@@ -1,7 +1,8 @@
 //! Extractors whose rejections are [`ApiError`]s.
 
 use axum::body::Bytes;
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::path::ErrorKind;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -13,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use tower_http::timeout::TimeoutError;
 
 use super::error::{ApiError, Problem};
+use crate::parse::{self, ParseError};
 
 /// A JSON body, read with `Content-Type: application/json` only: a page of another origin can't
 /// send that type without asking first (CORS), which keeps it away from a local server.
@@ -23,28 +25,43 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let axum::Json(value) = axum::Json::from_request(request, state)
-            .await
-            .map_err(json_error)?;
-        Ok(Self(value))
+        check_json_content(request.headers())?;
+        let body = Bytes::from_request(request, state).await;
+        let body = body.map_err(|error| body_error(error.status(), &error))?;
+        json_slice(&body).map(Self)
     }
 }
 
 /// A body that has been read, as JSON.
 pub(super) fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, ApiError> {
+    check_json_content(headers)?;
+    json_slice(body)
+}
+
+/// `application/json`, or a type built on it, such as `application/merge-patch+json`.
+fn check_json_content(headers: &HeaderMap) -> Result<(), ApiError> {
     let kind = headers.get(header::CONTENT_TYPE);
     let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(not_json_content());
+    match essence.to_ascii_lowercase().strip_prefix("application/") {
+        Some(kind) if kind == "json" || kind.ends_with("+json") => Ok(()),
+        _ => Err(Problem::UnsupportedMediaType
+            .with("send the body as JSON, with the header `Content-Type: application/json`")),
     }
-    json_slice(body)
 }
 
 /// JSON of whatever content type.
 pub(super) fn json_slice<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    let axum::Json(value) = axum::Json::from_bytes(body).map_err(json_error)?;
-    Ok(value)
+    Ok(parse::json(body)?)
+}
+
+impl From<ParseError> for ApiError {
+    fn from(error: ParseError) -> Self {
+        match error {
+            ParseError::Syntax(problem) => Problem::NotJson.with(problem),
+            ParseError::Field(problem) => Problem::InvalidBody.with(problem),
+        }
+    }
 }
 
 /// Reads a body to its end, which must come before `deadline`.
@@ -58,15 +75,6 @@ pub(super) async fn body(request: Request, deadline: Instant) -> Result<Bytes, A
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
         axum::Json(self.0).into_response()
-    }
-}
-
-fn json_error(rejection: JsonRejection) -> ApiError {
-    match rejection {
-        JsonRejection::JsonSyntaxError(error) => Problem::NotJson.with(cause(&error)),
-        JsonRejection::JsonDataError(error) => Problem::InvalidBody.with(cause(&error)),
-        JsonRejection::MissingJsonContentType(_) => not_json_content(),
-        other => body_error(other.status(), &other),
     }
 }
 
@@ -95,24 +103,12 @@ pub(super) fn cut_off(error: &(dyn std::error::Error + 'static)) -> Option<ApiEr
     None
 }
 
-fn not_json_content() -> ApiError {
-    Problem::UnsupportedMediaType
-        .with("send the body as JSON, with the header `Content-Type: application/json`")
-}
-
 fn too_large() -> ApiError {
     Problem::TooLarge.with("the body is larger than the server takes; send fewer or shorter texts")
 }
 
 fn slow_body() -> ApiError {
     Problem::RequestTimeout.with("the body did not come in time")
-}
-
-/// What serde says, without axum's preamble.
-fn cause(error: &dyn std::error::Error) -> String {
-    error
-        .source()
-        .map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Path parameters.
@@ -126,7 +122,20 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
         axum::extract::Path::from_request_parts(parts, state)
             .await
             .map(|axum::extract::Path(value)| Self(value))
-            .map_err(|error: PathRejection| Problem::InvalidParameter.with(error.body_text()))
+            .map_err(|error| Problem::InvalidParameter.with(path_problem(error)))
+    }
+}
+
+fn path_problem(rejection: PathRejection) -> String {
+    let PathRejection::FailedToDeserializePathParams(error) = rejection else {
+        return rejection.body_text();
+    };
+    match error.into_kind() {
+        // Numbers are the only parameters that are not plain text.
+        ErrorKind::ParseErrorAtIndex { value, .. } | ErrorKind::ParseErrorAtKey { value, .. } => {
+            format!("expected a whole number in the path, got {value:?}")
+        }
+        kind => kind.to_string(),
     }
 }
 

@@ -16,6 +16,7 @@ use super::extract::{Json, Path, Query};
 use super::openapi::TaskPath;
 use crate::adapter::{AdapterError, Mode, ProblemType, TaskConfig};
 use crate::distill::report::{Report, without_texts};
+use crate::parse;
 use crate::serving::Entry;
 use crate::telemetry::chain;
 
@@ -240,7 +241,7 @@ fn markdown(details: &TaskDetails) -> String {
     let Some(value) = &details.report else {
         return format!("{title}This version came without a report.\n");
     };
-    match serde_json::from_value::<Report>(value.clone()) {
+    match parse::value::<Report>(value.clone()) {
         Ok(report) => report.to_markdown(),
         Err(error) => format!(
             "{title}The report of this version is not in the format of this program ({error}); \

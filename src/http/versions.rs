@@ -10,6 +10,7 @@ use super::error::{ApiError, Problem, problem_set};
 use super::extract::{Json, Path, Query};
 use super::tasks::{Format, TaskQuery, in_markdown};
 use crate::distill::report::{Comparison, Report};
+use crate::parse;
 use crate::store::Store;
 
 /// The route, with its state.
@@ -82,7 +83,7 @@ async fn report(store: &Store, task: &str, number: u64) -> Result<Report, ApiErr
     let report = version
         .report
         .ok_or_else(|| unusable("came without a report".into()))?;
-    serde_json::from_value(report).map_err(|error| {
+    parse::value(report).map_err(|error| {
         unusable(format!(
             "has a report that is not in the format of this program ({error})"
         ))

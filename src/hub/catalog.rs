@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
+use crate::parse;
+
 /// An encoder that can be pulled. The fields are explained at the top of the file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,7 +55,7 @@ struct Catalog {
 
 static CATALOG: LazyLock<Vec<Entry>> = LazyLock::new(|| {
     let text = include_str!("../../models/catalog.toml");
-    match toml::from_str::<Catalog>(text) {
+    match parse::toml::<Catalog>(text) {
         Ok(catalog) => catalog.encoder,
         // The file is part of the program, and a test reads it.
         Err(error) => unreachable!("models/catalog.toml: {error}"),

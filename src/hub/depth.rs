@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::install::{Sum, sum_of_bytes};
 use super::{CONFIG, HubError, OPTIONAL, TOKENIZER, WEIGHTS};
+use crate::parse;
 
 /// What the families call their number of layers in `config.json`.
 const NUMBER_OF_LAYERS: [&str; 2] = ["num_hidden_layers", "n_layers"];
@@ -78,7 +79,7 @@ fn config(source: &Path, bytes: &[u8], layers: &[usize]) -> Result<String, HubEr
         what,
     };
     let mut config: Map<String, Value> =
-        serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
+        parse::json(bytes).map_err(|error| bad(error.to_string()))?;
     let mut number = None;
     for field in NUMBER_OF_LAYERS {
         if let Some(value) = config.get_mut(field) {

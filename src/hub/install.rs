@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use super::progress::Progress;
 use super::{Entry, HubError, OPTIONAL, REQUIRED, WEIGHTS};
+use crate::parse;
 
 const MARKER: &str = ".kdlora.json";
 
@@ -90,7 +91,7 @@ impl<'a> Installation<'a> {
     fn whole(&self) -> Option<(PathBuf, Marker)> {
         let folder = self.folder();
         let marker = fs::read(folder.join(MARKER)).ok()?;
-        let marker: Marker = serde_json::from_slice(&marker).ok()?;
+        let marker: Marker = parse::json(&marker).ok()?;
         let same_length = |(name, sum): (&String, &Sum)| {
             fs::metadata(folder.join(name)).is_ok_and(|file| file.len() == sum.bytes)
         };

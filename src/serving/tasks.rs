@@ -14,6 +14,7 @@ use super::budget::Reservation;
 use super::residents::LoadError;
 use crate::adapter::{Mode, REPORT, TaskConfig};
 use crate::encoder::{Encoder, TaskWeights};
+use crate::parse;
 
 /// A version in memory, ready to answer. Whoever holds it can finish with it, even after another
 /// version has gone live; its memory is free when the last one lets go.
@@ -101,7 +102,7 @@ impl Entry {
     /// It can't be read, or is not JSON.
     pub fn report(&self) -> io::Result<Option<Value>> {
         match fs::read(self.folder.join(REPORT)) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Ok(bytes) => Ok(Some(parse::json(&bytes)?)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::StoreError;
+use crate::parse;
 
 /// Folders that are being filled start with this, and no task can.
 pub(super) const INCOMING: &str = ".incoming-";
@@ -251,7 +252,7 @@ fn read_report(folder: &Path) -> Result<Option<String>, StoreError> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         text => text.map_err(StoreError::io("read", &path))?,
     };
-    serde_json::from_str::<serde::de::IgnoredAny>(&text)
+    parse::json::<serde_json::Map<String, serde_json::Value>>(text.as_bytes())
         .map_err(|source| StoreError::BadReport { path, source })?;
     Ok(Some(text))
 }

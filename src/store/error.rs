@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{JobState, MAX_TASK_NAME};
+use crate::parse::ParseError;
 
 /// An error of the state folder. Variants before `Io` are the caller's doing, `Io` and later ones
 /// the machine's.
@@ -39,11 +40,8 @@ pub enum StoreError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{path} is not JSON")]
-    BadReport {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    #[error("{path} is not a report")]
+    BadReport { path: PathBuf, source: ParseError },
     #[error("the state database failed")]
     Database(#[from] sqlx::Error),
     #[error("the state database could not be brought to this release's layout")]

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::versions::database_int;
 use super::{Store, StoreError, Timestamp, artifacts, check_task_name};
+use crate::parse;
 
 /// A distillation pass, as `GET /admin/jobs/{id}` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -195,7 +196,7 @@ impl Store {
             .fetch_optional(self.pool())
             .await?;
         let spec = spec.ok_or_else(|| StoreError::UnknownJob(id.to_owned()))?;
-        let spec = serde_json::from_str(&spec);
+        let spec = parse::json(spec.as_bytes());
         Ok(spec.map_err(|error| sqlx::Error::Decode(error.into()))?)
     }
 

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::artifacts::{self, Staged, Transfer};
 use super::live::promote;
 use super::{Store, StoreError, Timestamp, check_task_name};
+use crate::parse;
 
 /// An adapter with its report, immutable once added.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -203,7 +204,9 @@ impl Version {
             },
         };
         let report: Option<&str> = row.try_get("report")?;
-        let report = report.map(serde_json::from_str).transpose();
+        let report = report
+            .map(|report| parse::json(report.as_bytes()))
+            .transpose();
         let path = artifact(artifacts, &task, version);
         Ok(Self {
             version,

@@ -5,6 +5,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Encoding;
 
+use crate::parse;
+
 /// Bytes at the end of a prefix (or before an added token there) whose words what follows may
 /// change: a contraction (`'ll`), the last of several spaces, or a cluster of characters that
 /// SentencePiece's character map takes as one if it has less than six bytes.
@@ -30,7 +32,7 @@ pub(super) struct Lookahead {
 impl Lookahead {
     /// Reads a `tokenizer.json`. `None` where texts have to be read to their end.
     pub(super) fn of(tokenizer_json: &[u8]) -> Option<Self> {
-        let file: File = serde_json::from_slice(tokenizer_json).ok()?;
+        let file: File = parse::json(tokenizer_json).ok()?;
         let steps = known(file.normalizer.as_ref(), file.pre_tokenizer.as_ref())?;
         let (mut raw, mut normalized) = (0, 0);
         for token in &file.added_tokens {

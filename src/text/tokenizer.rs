@@ -14,6 +14,7 @@ use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 use super::lookahead::{Lookahead, floor_char_boundary};
 use super::truncation::{Head, Size};
 use super::{Input, Sequence, Truncation};
+use crate::parse::{self, ParseError};
 
 /// Bytes of text for each token asked for, in the first attempt on a long text.
 const BYTES_PER_TOKEN: usize = 12;
@@ -58,7 +59,7 @@ pub enum TokenizerError {
     Json {
         path: PathBuf,
         #[source]
-        source: serde_json::Error,
+        source: ParseError,
     },
     #[error("the input has {tokens} tokens or more, the limit is {max_length}")]
     TooLong { tokens: usize, max_length: usize },
@@ -283,7 +284,7 @@ fn model_max_length(dir: &Path) -> Result<Option<usize>, TokenizerError> {
         return Ok(None);
     };
     let config: TokenizerConfig =
-        serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Json { path, source })?;
+        parse::json(&bytes).map_err(|source| TokenizerError::Json { path, source })?;
     Ok(config
         .model_max_length
         .filter(|length| (1.0..1e9).contains(length))

@@ -63,3 +63,57 @@ fn help_shows_how_to_begin() {
         );
     }
 }
+
+#[test]
+fn files_of_requests_and_settings_are_read_strictly() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("file");
+    let path = file.to_str().expect("UTF-8");
+    let out = folder.path().join("out");
+    let out = ["--out", out.to_str().expect("UTF-8")];
+    let distill = [&["distill", "--spec", path], &out[..]].concat();
+    let compare = [&["compare", "--spec", path], &out[..]].concat();
+    let serve = ["serve", "--config", path];
+    for (arguments, text, expected) in [
+        (&distill[..], "[]", "expected an object, got a list"),
+        (
+            &distill,
+            r#"{"task": "a", "data": {"train": {"path": "a.csv"}, "columns": ["text", "label"]}}"#,
+            "data.columns: expected an object, got a list",
+        ),
+        (
+            &distill,
+            r#"{"task": "a", "data": {"train": {"path": "a.csv"}}, "training": {"epochs": 1.5}}"#,
+            "training.epochs: expected a whole number, got 1.5",
+        ),
+        (
+            &distill,
+            r#"{"task": "a", "task": "b"}"#,
+            "duplicate field `task`",
+        ),
+        (
+            &compare,
+            r#"{"pass": ["a"]}"#,
+            "pass: expected an object, got a list",
+        ),
+        (
+            &serve,
+            "max-queue = \"many\"",
+            "max-queue: expected a whole number, got \"many\"",
+        ),
+        (
+            &serve,
+            "bind = [\"127.0.0.1\", 80]",
+            "bind: expected socket address, got a list",
+        ),
+    ] {
+        std::fs::write(&file, text).expect("a file");
+        let output = Command::new(env!("CARGO_BIN_EXE_kdlora"))
+            .args(arguments)
+            .output()
+            .expect("the program starts");
+        assert!(!output.status.success(), "{text}");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+}

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::parse;
+
 /// The folder of a comparison.
 #[derive(Clone, Debug)]
 pub(super) struct Files {
@@ -65,7 +67,7 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     let bytes = fs::read(path).map_err(named)?;
-    serde_json::from_slice(&bytes).map_err(|error| named(error.into()))
+    parse::json(&bytes).map_err(|error| named(error.into()))
 }
 
 /// Writes a file of JSON, see [`write_text`].

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::distill::spec::{DistillSpec, FinetuneMode, SpecError, TrainingSpec};
+use crate::parse::{self, ParseError};
 
 /// The request for a comparison, the file of `kdlora compare`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -167,10 +168,7 @@ pub enum CompareSpecError {
     #[error("the variant {variant:?} cannot be of {of}: only rows of the student have variants")]
     OfTeacher { variant: String, of: &'static str },
     #[error("the patch of the variant {variant:?} gives no pass")]
-    Patch {
-        variant: String,
-        source: serde_json::Error,
-    },
+    Patch { variant: String, source: ParseError },
     #[error("the variant {variant:?} cannot be made")]
     Variant { variant: String, source: SpecError },
     #[error(
@@ -251,12 +249,9 @@ impl CompareSpec {
 
     /// The pass with a variant's patch.
     pub fn varied(&self, variant: &Variant) -> Result<DistillSpec, CompareSpecError> {
-        let patched = || {
-            let mut pass = serde_json::to_value(self.pass_of(variant.of))?;
-            merge(&mut pass, &variant.patch);
-            serde_json::from_value(pass)
-        };
-        patched().map_err(|source| CompareSpecError::Patch {
+        let mut pass = json!(self.pass_of(variant.of));
+        merge(&mut pass, &variant.patch);
+        parse::value(pass).map_err(|source| CompareSpecError::Patch {
             variant: variant.name.clone(),
             source,
         })

@@ -15,6 +15,7 @@ use super::fields::{
 use super::parquet::ParquetRows;
 use super::{MAX_FILE_BYTES, MAX_REJECTIONS, MAX_ROW_BYTES, MAX_ROWS, Rejection, Split};
 use crate::distill::spec::SplitSpec;
+use crate::parse::{self, ParseError};
 use crate::text::Input;
 
 /// Unread fields that are named; a wide table would fill the report.
@@ -198,14 +199,15 @@ impl RawSplit {
             if text.is_empty() {
                 continue;
             }
-            let parsed = match serde_json::from_str::<Value>(text) {
+            let parsed = match parse::json::<Value>(text.as_bytes()) {
                 Ok(row) => self.parse_object(&row, columns),
                 Err(_) if line == 1 && text.starts_with('[') => {
                     return Err(DataError::JsonArray {
                         origin: self.origin.clone(),
                     });
                 }
-                Err(error) => Err(format!("not JSON: {error}")),
+                Err(ParseError::Syntax(problem)) => Err(format!("not JSON: {problem}")),
+                Err(ParseError::Field(problem)) => Err(problem),
             };
             self.push(line, parsed)?;
         }
@@ -448,7 +450,7 @@ fn parse_record(
     };
     let label = match label.trim() {
         "" => None,
-        cell if cell.starts_with('[') => match serde_json::from_str::<Value>(cell) {
+        cell if cell.starts_with('[') => match parse::json::<Value>(cell.as_bytes()) {
             Ok(list) => label_of(&list)?,
             Err(_) => Some(RawLabel::Cell(label_name(cell)?)),
         },
@@ -457,7 +459,7 @@ fn parse_record(
     let teacher_logits = match logits.trim() {
         "" => None,
         cell => {
-            let list = serde_json::from_str(cell)
+            let list = parse::json(cell.as_bytes())
                 .map_err(|_| format!("teacher_logits is not a list: \"{}\"", shortened(cell)))?;
             logits_of(&list)?
         }

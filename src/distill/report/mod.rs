@@ -17,6 +17,7 @@ use crate::adapter::ProblemType;
 mod compare;
 mod markdown;
 
+use crate::parse::{self, ParseError};
 pub use compare::{ChangedField, Comparison, Figure};
 
 /// Name of the report in a version's folder.
@@ -170,10 +171,7 @@ pub enum ReportError {
     #[error("could not read the report {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("the report {path} is not in the format of this program")]
-    Parse {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    Parse { path: PathBuf, source: ParseError },
     #[error("could not write the report {path}")]
     Write { path: PathBuf, source: io::Error },
     #[error("the report cannot be written as JSON")]
@@ -188,7 +186,7 @@ impl Report {
             Ok(text) => text,
             Err(source) => return Err(ReportError::Read { path, source }),
         };
-        serde_json::from_slice(&text).map_err(|source| ReportError::Parse { path, source })
+        parse::json(&text).map_err(|source| ReportError::Parse { path, source })
     }
 
     /// Writes `report.json` into a version's folder: whole or not at all, even if the machine

@@ -20,6 +20,7 @@ use super::RunnerConfig;
 use super::limits::Exceeded;
 use crate::distill::progress::{Event, Stage};
 use crate::distill::spec::JobSpec;
+use crate::parse;
 use crate::store::{Job, Progress, Store};
 
 /// Steps are written to the database no more often.
@@ -123,10 +124,11 @@ impl Supervisor<'_> {
     async fn start(&self) -> io::Result<(Child, JobSpec)> {
         let spec = self.store.job_spec(&self.job.id).await;
         let spec = spec.map_err(io::Error::other)?;
-        let Bounded { job } = Bounded::deserialize(&spec)?;
+        let spec = spec.to_string();
+        let Bounded { job } = parse::json(spec.as_bytes())?;
         tokio::fs::create_dir_all(&self.folder).await?;
         let spec_path = self.folder.join("spec.json");
-        tokio::fs::write(&spec_path, spec.to_string()).await?;
+        tokio::fs::write(&spec_path, spec).await?;
         let log = File::options()
             .create(true)
             .append(true)
@@ -283,7 +285,7 @@ async fn next_event(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<Event> 
                 return None;
             }
         };
-        match serde_json::from_str(&line) {
+        match parse::json(line.as_bytes()) {
             Ok(event) => return Some(event),
             Err(_) => tracing::warn!(line, "a job's process wrote something that is no event"),
         }

@@ -164,7 +164,10 @@ pub struct ColumnSpec {
 
 /// How much each label counts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected \"balanced\", or an object with a number for each label"
+)]
 pub enum ClassWeights {
     /// In inverse proportion to the training rows that have it.
     Balanced(Balanced),

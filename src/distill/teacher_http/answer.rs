@@ -7,6 +7,7 @@ use super::NameMap;
 use crate::adapter::ProblemType;
 use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS};
 use crate::distill::spec::{HttpApi, HttpScores, HttpTeacherSpec};
+use crate::parse;
 
 /// A probability of 0 would be a logit of −∞: f32 knows no smaller difference from 1.
 const LEAST_PROBABILITY: f64 = 1e-7;
@@ -26,7 +27,7 @@ pub(super) fn parse(answer: &[u8], inputs: usize) -> Result<Vec<Vec<ScoredLabel>
     let not_it = |what: &str| {
         format!("{what} instead of a list of {{\"label\", \"score\"}} for each of {inputs} texts")
     };
-    let answer: Value = serde_json::from_slice(answer).map_err(|_| not_it("no JSON"))?;
+    let answer: Value = parse::json(answer).map_err(|_| not_it("no JSON"))?;
     let of_one = answer
         .as_array()
         .is_some_and(|list| list.first().is_some_and(Value::is_object));
@@ -35,8 +36,7 @@ pub(super) fn parse(answer: &[u8], inputs: usize) -> Result<Vec<Vec<ScoredLabel>
     } else {
         answer
     };
-    let rows: Vec<Vec<ScoredLabel>> =
-        serde_json::from_value(answer).map_err(|_| not_it("something else"))?;
+    let rows: Vec<Vec<ScoredLabel>> = parse::value(answer).map_err(|_| not_it("something else"))?;
     if rows.len() != inputs {
         return Err(not_it(&format!("{} lists", rows.len())));
     }

@@ -13,6 +13,7 @@ use super::HttpTeacherError;
 use super::answer::{ScoredLabel, parse};
 use crate::distill::dataset::MAX_LABELS;
 use crate::distill::spec::{HttpApi, HttpTeacherSpec};
+use crate::parse;
 use crate::text::Input;
 
 /// Greatest size of an answer: a thousand labels for a batch are a few megabytes.
@@ -95,7 +96,7 @@ impl Client {
         }
         let mut answer = request.call().ok()?;
         let limited = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES);
-        let info: Info = serde_json::from_slice(&limited.read_to_vec().ok()?).ok()?;
+        let info: Info = parse::json(&limited.read_to_vec().ok()?).ok()?;
         Some(json!([info.model_id, info.model_sha]))
     }
 
@@ -215,7 +216,7 @@ fn reason_of(error: &ureq::Error) -> String {
 /// The `error` (or `detail`) of a JSON answer. Anything else is not quoted: the address may be that
 /// of something that was never meant to be read from here.
 fn message_of(answer: &[u8]) -> Option<String> {
-    let answer: Value = serde_json::from_slice(answer).ok()?;
+    let answer: Value = parse::json(answer).ok()?;
     let message = answer.get("error").or_else(|| answer.get("detail"))?;
     Some(message.as_str()?.chars().take(MAX_MESSAGE).collect())
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::distill::report::EpochSummary;
 use crate::encoder::StoredTensors;
+use crate::parse;
 
 /// A checkpoint takes at most one part in so many of a training's time.
 const SHARE_OF_TIME: u32 = 20;
@@ -218,7 +219,7 @@ fn read(path: &Path) -> io::Result<Stored> {
         .and_then(|entries| entries.get(POSITION))
         .ok_or_else(|| io::Error::other("it does not say where the training was"))?;
     let mut stored = Stored {
-        position: serde_json::from_str(position)?,
+        position: parse::json(position.as_bytes())?,
         variables: BTreeMap::new(),
         first: BTreeMap::new(),
         second: BTreeMap::new(),

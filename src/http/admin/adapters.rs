@@ -19,6 +19,7 @@ use crate::adapter::AdapterFolder;
 use crate::http::auth::Actor;
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::Json;
+use crate::parse;
 use crate::serving::LoadError;
 use crate::store::{NewJob, Origin, Version};
 use crate::telemetry::chain;
@@ -138,7 +139,7 @@ async fn receive(
         .await
         .map_err(|error| Problem::InvalidBody.with(error.body_text()))?;
     let (spec, files) = receive_form(form, folder, &PARTS, own_name).await?;
-    let new: NewAdapter = serde_json::from_value(spec)
+    let new: NewAdapter = parse::value(spec)
         .map_err(|error| Problem::InvalidBody.with(format!("the part `spec`: {error}")))?;
     if new.path.is_some() {
         return Err(Problem::InvalidBody.with("a form brings the files; leave out `path`"));

@@ -9,6 +9,7 @@ use crate::distill::dataset::{Dataset, KnownTask, Teacher, is_parquet};
 use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
 use crate::encoder::EncoderConfig;
 use crate::http::error::{ApiError, Problem};
+use crate::parse;
 use crate::telemetry::chain;
 
 /// Larger files are read by the job alone: reading them here would cost the server as much
@@ -93,7 +94,7 @@ fn is_classifier(model: &str) -> bool {
         architectures: Vec<String>,
     }
     let config = std::fs::read(Path::new(model).join("config.json")).ok();
-    let config = config.and_then(|config| serde_json::from_slice::<Config>(&config).ok());
+    let config = config.and_then(|config| parse::json::<Config>(&config).ok());
     config.is_some_and(|config| {
         let names = config.architectures.iter();
         names

@@ -16,6 +16,7 @@ use super::{Admin, checks, to_the_end};
 use crate::distill::spec::{DistillSpec, SplitSpec};
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::Json;
+use crate::parse;
 use crate::store::{Created, Job, NewJob};
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -122,8 +123,7 @@ impl Admin {
 }
 
 fn parse(spec: Value) -> Result<DistillSpec, ApiError> {
-    let spec: DistillSpec = serde_json::from_value(spec)
-        .map_err(|error| Problem::InvalidBody.with(error.to_string()))?;
+    let spec: DistillSpec = parse::value(spec)?;
     spec.validate()
         .map_err(|error| Problem::InvalidBody.with(error.to_string()))?;
     Ok(spec)

@@ -19,6 +19,7 @@ use crate::http::extract::{Json, Path};
 use crate::http::inputs::Inputs;
 use crate::http::prediction::{Prediction, predict};
 use crate::hub;
+use crate::parse;
 use crate::store::{Origin, Version};
 use crate::telemetry::chain;
 
@@ -195,7 +196,7 @@ impl Asking {
         let spec = spec.ok_or_else(|| {
             Problem::Unusable.with("the version has no report that would name its teacher")
         })?;
-        serde_json::from_value(spec.clone()).map_err(|error| {
+        parse::value(spec.clone()).map_err(|error| {
             Problem::Unusable.with(format!(
                 "the version's report does not say how to ask its teacher: {error}"
             ))
@@ -240,7 +241,7 @@ impl Admin {
     async fn resolved(&self, version: &Version, shown: Asking) -> Result<Asking, ApiError> {
         if let Origin::Distilled { job } = &version.origin
             && let Ok(spec) = self.store.job_spec(job).await
-            && let Ok(asking) = serde_json::from_value(spec)
+            && let Ok(asking) = parse::value(spec)
         {
             return Ok(asking);
         }

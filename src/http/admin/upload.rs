@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::http::error::{ApiError, Problem};
 use crate::http::extract::{Json, cut_off};
+use crate::parse::{self, ParseError};
 
 /// A JSON body is held in memory, several times its size; larger data come as files.
 pub(super) const MAX_JSON_BYTES: usize = 32 * 1024 * 1024;
@@ -124,8 +125,12 @@ async fn receive_spec(mut field: Field<'_>) -> Result<Value, ApiError> {
             return Err(Problem::TooLarge.with(format!("the part `spec` may have {most} MiB")));
         }
     }
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Problem::NotJson.with(format!("the part `spec`: {error}")))
+    let (problem, detail) = match parse::json(&bytes) {
+        Ok(spec) => return Ok(spec),
+        Err(ParseError::Syntax(detail)) => (Problem::NotJson, detail),
+        Err(ParseError::Field(detail)) => (Problem::InvalidBody, detail),
+    };
+    Err(problem.with(format!("the part `spec`: {detail}")))
 }
 
 /// Streams a part to `path`, and flushes it to the disk.
