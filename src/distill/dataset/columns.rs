@@ -67,6 +67,16 @@ impl Columns {
         }
     }
 
+    /// See [`shared_column`].
+    fn shared(&self) -> Option<(&str, [&'static str; 2])> {
+        self.names.iter().enumerate().find_map(|(field, names)| {
+            names.iter().find_map(|name| {
+                let first = self.field_of(name)?;
+                (first != field).then_some((name.as_str(), [FIELDS[first], FIELDS[field]]))
+            })
+        })
+    }
+
     /// Which field a column of this name holds.
     pub(super) fn field_of(&self, column: &str) -> Option<usize> {
         let holds = |names: &Vec<String>| names.iter().any(|name| name == column);
@@ -102,4 +112,11 @@ impl Columns {
         }
         Ok(places)
     }
+}
+
+/// Returns a column that two fields of a row would be read from, with the names of the fields.
+pub(in crate::distill) fn shared_column(spec: &DataSpec) -> Option<(String, [&'static str; 2])> {
+    let columns = Columns::of(spec);
+    let (name, fields) = columns.shared()?;
+    Some((name.to_owned(), fields))
 }

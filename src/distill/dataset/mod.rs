@@ -24,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(in crate::distill) use checks::repeated_labels;
 pub use checks::{ClassCount, DataChecks, Rejection, Split, SplitChecks, TargetRange};
+pub(in crate::distill) use columns::shared_column;
 pub use error::{DataError, KnownBy, Origin};
 pub use preset::{Preset, PresetFiles};
 

@@ -8,7 +8,7 @@ use super::{
     ClassWeights, DataSpec, DistillSpec, FinetuneSpec, HttpTeacherSpec, JobSpec, LayerLossSpec,
     LoraSpec, SplitSpec, StudentSpec, TeacherSpec, TrainingSpec, address,
 };
-use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS};
+use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS, shared_column};
 use crate::store::{MAX_TASK_NAME, is_task_name};
 
 const MAX_TARGETS: usize = 64;
@@ -208,6 +208,13 @@ impl Check {
                     self.name(&format!("data.columns.{field}"), name, MAX_LABEL_BYTES);
                 }
             }
+        }
+        if let Some((column, [first, second])) = shared_column(data) {
+            self.fail(
+                "data.columns",
+                format!("{} for both {first} and {second}", quoted(&column)),
+                "must give each field a column of its own",
+            );
         }
         if let Some(ClassWeights::ByLabel(weights)) = &data.class_weights {
             for (label, weight) in weights.iter().take(MAX_LABELS) {

@@ -283,6 +283,52 @@ async fn bad_requests_are_explained_and_leave_nothing_behind() {
         ("/task", json!(7), "expected a string"),
         ("/tsk", json!(1), "unknown field `tsk`"),
         ("/training", json!({ "epochs": 0 }), "training.epochs"),
+        (
+            "/training",
+            json!({ "epochs": 1.5 }),
+            "training.epochs: expected a whole number, got 1.5",
+        ),
+        ("/training", json!([2]), "training: expected an object"),
+        ("/lora", json!([4, 8]), "lora: expected an object"),
+        ("/gate", json!([0.5]), "gate: expected an object"),
+        ("/job", json!([1]), "job: expected an object"),
+        (
+            "/teacher",
+            json!(["minilm-l6"]),
+            "teacher: expected an object",
+        ),
+        (
+            "/teacher",
+            json!({ "http": ["http://h/"] }),
+            "teacher.http: expected an object",
+        ),
+        (
+            "/training",
+            json!({ "layers": [1] }),
+            "training.layers: expected an object",
+        ),
+        ("/data", json!([{ "rows": [] }]), "data: expected an object"),
+        (
+            "/data/columns",
+            json!(["text", "label"]),
+            "data.columns: expected an object, got a list",
+        ),
+        (
+            "/data/columns",
+            json!({ "text": "text", "text_pair": "label" }),
+            "for both text_pair and label",
+        ),
+        (
+            "/data/class_weights",
+            json!([1.0]),
+            "data.class_weights: expected \"balanced\", or an object",
+        ),
+        ("/data/train", json!([[]]), "data.train: expected one of"),
+        (
+            "/data/train",
+            json!({ "rows": { "text": "a" } }),
+            "data.train.rows: expected a list",
+        ),
         ("/data/train/rows", json!(one_class), "two classes"),
         ("/data/train/rows", json!(unlabelled), "label"),
         (
@@ -333,6 +379,19 @@ async fn bad_forms_are_explained_and_leave_nothing_behind() {
             "no part `spec`",
         ),
         (vec![("spec", None, "{")], 400, "the part `spec`"),
+        (
+            vec![("spec", None, r#"{"task":"a","task":"b"}"#)],
+            422,
+            "the part `spec`: duplicate field `task`",
+        ),
+        (
+            vec![
+                ("spec", None, r#"["topic"]"#),
+                ("train", Some("a.jsonl"), "{}"),
+            ],
+            422,
+            "must be a JSON object",
+        ),
         (
             vec![("spec", None, spec), ("train", None, "{}")],
             422,
@@ -391,6 +450,26 @@ async fn other_bodies_are_refused() {
         .header(header::CONTENT_TYPE, "application/json")
         .body(Body::from("{"));
     assert_eq!(house.send(broken.unwrap()).await.status.as_u16(), 400);
+    for (path, list) in [
+        (
+            "/admin/distill",
+            json!(["topic", { "train": { "rows": rows() } }]),
+        ),
+        ("/admin/adapters", json!(["topic", "adapter", true])),
+        ("/admin/tasks/topic/promote", json!([1])),
+        ("/admin/tasks/topic/mode", json!(["merged"])),
+        ("/admin/tasks/topic/teacher", json!(["a text"])),
+    ] {
+        let answer = house.post(path, &list).await;
+        answer.assert_problem(422, "expected an object, got a list");
+    }
+    let twice = spec_text().replacen('{', r#"{"task": "other", "#, 1);
+    let twice = Request::post("/admin/distill")
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from(twice));
+    let answer = house.send(twice.unwrap()).await;
+    answer.assert_problem(422, "duplicate field `task`");
+    assert_eq!(house.job_folders(), 0);
 }
 
 #[tokio::test]

@@ -272,6 +272,62 @@ fn the_echo_of_a_request_counts_inline_rows() {
 }
 
 #[test]
+fn a_column_serves_one_field() {
+    let columns = |columns: serde_json::Value, preset: Option<&str>| {
+        let mut spec = spec(&[("/data/columns", columns)]);
+        spec.data.preset = preset.map(|name| crate::parse::value(json!(name)).unwrap());
+        spec.validate().map_err(|error| error.to_string())
+    };
+    for (given, preset, shared) in [
+        (
+            json!({"text": "text", "text_pair": "label"}),
+            None,
+            ["text_pair", "label"],
+        ),
+        (json!({"text": "label"}), None, ["text", "label"]),
+        (json!({"label": "text"}), None, ["text", "label"]),
+        (
+            json!({"label": "x", "teacher_logits": "x"}),
+            None,
+            ["label", "teacher_logits"],
+        ),
+        (
+            json!({"text": "x", "text_pair": "x"}),
+            None,
+            ["text", "text_pair"],
+        ),
+        (
+            json!({"text_pair": "sentence1"}),
+            Some("mrpc"),
+            ["text", "text_pair"],
+        ),
+        (json!({"text": "Quality"}), Some("mrpc"), ["text", "label"]),
+    ] {
+        let error = columns(given.clone(), preset).unwrap_err();
+        let [first, second] = shared;
+        let expected = format!("for both {first} and {second} but must give each field a column");
+        assert!(
+            error.starts_with("data.columns is \"") && error.contains(&expected),
+            "{given}: {error}"
+        );
+    }
+    for (given, preset) in [
+        (json!({}), None),
+        (json!({"text": "label", "label": "text"}), None),
+        (
+            json!({"text": "body", "text_pair": "title", "label": "stars"}),
+            None,
+        ),
+        (
+            json!({"text": "sentence2", "text_pair": "sentence1"}),
+            Some("rte"),
+        ),
+    ] {
+        assert_eq!(columns(given.clone(), preset), Ok(()), "{given}");
+    }
+}
+
+#[test]
 fn unknown_fields_are_refused() {
     for at in ["training", "lora", "gate", "data", "teacher"] {
         let mut spec = serde_json::to_value(spec(&[])).unwrap();
