@@ -282,6 +282,7 @@ pub(super) mod tests {
             task: TaskConfig {
                 labels: vec!["no".into(), "yes".into()],
                 problem_type: ProblemType::SingleLabelClassification,
+                problem_type_declared: true,
                 max_length: 64,
                 truncation: crate::text::Truncation::LongestFirst,
                 temperature: 1.0,

@@ -17,6 +17,16 @@ pub enum ProblemType {
     Regression,
 }
 
+impl ProblemType {
+    /// Returns what a `config.json` without a `problem_type` means by this many labels.
+    pub fn of_labels(labels: usize) -> Self {
+        match labels {
+            1 => Self::Regression,
+            _ => Self::SingleLabelClassification,
+        }
+    }
+}
+
 impl fmt::Display for ProblemType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

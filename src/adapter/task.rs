@@ -22,6 +22,8 @@ pub struct TaskConfig {
     /// Label of each output, in order. A regression has one, the name of its value.
     pub labels: Vec<String>,
     pub problem_type: ProblemType,
+    /// Whether `config.json` names the problem type; otherwise it follows from the number of labels.
+    pub problem_type_declared: bool,
     /// Tokens a sequence is cut to. Hugging Face has no such field (its `max_length` is about
     /// generation), so it stands under `kdlora`.
     pub max_length: usize,
@@ -67,11 +69,17 @@ impl Default for Own {
 impl TaskConfig {
     /// Scores of one row of logits, `[labels]`, at the task's temperature.
     pub fn scores(&self, logits: &[f32]) -> Scores {
-        if self.temperature == 1.0 || self.problem_type == ProblemType::Regression {
-            return self.problem_type.scores(logits);
+        self.scores_as(self.problem_type, logits)
+    }
+
+    /// Scores of one row of logits as a task of `problem_type` has them, at this task's
+    /// temperature. A regression has none.
+    pub fn scores_as(&self, problem_type: ProblemType, logits: &[f32]) -> Scores {
+        if self.temperature == 1.0 || problem_type == ProblemType::Regression {
+            return problem_type.scores(logits);
         }
         let scaled: Vec<f32> = logits.iter().map(|x| x / self.temperature).collect();
-        self.problem_type.scores(&scaled)
+        problem_type.scores(&scaled)
     }
 
     /// Reads `config.json` of `dir`.
@@ -87,14 +95,13 @@ impl TaskConfig {
              PEFT, write it beside adapter_config.json with model.config.save_pretrained",
         )?;
         let labels = raw.labels(&path)?;
-        let problem_type = raw.problem_type.unwrap_or(match labels.len() {
-            1 => ProblemType::Regression,
-            _ => ProblemType::SingleLabelClassification,
-        });
         let own = raw.kdlora.unwrap_or_default();
         let config = Self {
+            problem_type: raw
+                .problem_type
+                .unwrap_or_else(|| ProblemType::of_labels(labels.len())),
+            problem_type_declared: raw.problem_type.is_some(),
             labels,
-            problem_type,
             max_length: own.max_length,
             truncation: own.truncation,
             temperature: own.temperature,
@@ -130,7 +137,11 @@ impl TaskConfig {
         fields.insert("label2id".to_owned(), Value::Object(label2id));
         // The length of id2label says it, and transformers warns where both are given.
         fields.remove("num_labels");
-        fields.insert("problem_type".to_owned(), json!(self.problem_type));
+        match self.problem_type_declared {
+            true => fields.insert("problem_type".to_owned(), json!(self.problem_type)),
+            // Not the encoder's own.
+            false => fields.remove("problem_type"),
+        };
         if let Some(base) = &self.base_model {
             fields.insert("_name_or_path".to_owned(), json!(base));
         }
@@ -229,6 +240,7 @@ mod tests {
         let config = TaskConfig {
             labels: ["no", "maybe, \"yes\"", "ja 😀"].map(String::from).to_vec(),
             problem_type: ProblemType::MultiLabelClassification,
+            problem_type_declared: true,
             max_length: 77,
             truncation: Truncation::OnlySecond,
             temperature: 1.75,
@@ -236,6 +248,16 @@ mod tests {
         };
         config.write(dir.path(), "bert").unwrap();
         assert_eq!(TaskConfig::read(dir.path()).unwrap(), config);
+        // What the source left open stays open.
+        for labels in [r#"{"0":"score"}"#, r#"{"0":"no","1":"yes"}"#] {
+            let text = format!(r#"{{"id2label":{labels},"problem_type":null}}"#);
+            let config = read(&text).unwrap();
+            let mut fields = Map::from_iter([("problem_type".to_owned(), json!("regression"))]);
+            config.set(&mut fields);
+            assert!(!fields.contains_key("problem_type"), "{labels}");
+            config.write(dir.path(), "bert").unwrap();
+            assert_eq!(TaskConfig::read(dir.path()).unwrap(), config);
+        }
     }
 
     #[test]

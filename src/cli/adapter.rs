@@ -221,16 +221,15 @@ fn import(args: Import) -> Result<(), CommandError> {
 }
 
 fn task_of(labels: Vec<String>, problem_type: Option<ProblemTypeArg>) -> TaskConfig {
-    let problem_type = match (problem_type, labels.len()) {
-        (Some(ProblemTypeArg::Regression), _) | (None, 1) => ProblemType::Regression,
-        (Some(ProblemTypeArg::MultiLabelClassification), _) => {
-            ProblemType::MultiLabelClassification
-        }
-        _ => ProblemType::SingleLabelClassification,
-    };
+    let given = problem_type.map(|given| match given {
+        ProblemTypeArg::SingleLabelClassification => ProblemType::SingleLabelClassification,
+        ProblemTypeArg::MultiLabelClassification => ProblemType::MultiLabelClassification,
+        ProblemTypeArg::Regression => ProblemType::Regression,
+    });
     TaskConfig {
+        problem_type: given.unwrap_or_else(|| ProblemType::of_labels(labels.len())),
+        problem_type_declared: given.is_some(),
         labels,
-        problem_type,
         max_length: crate::adapter::DEFAULT_MAX_LENGTH,
         truncation: Truncation::LongestFirst,
         temperature: 1.0,

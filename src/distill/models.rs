@@ -89,6 +89,7 @@ impl Base {
         TaskConfig {
             labels: data.label_names.clone(),
             problem_type: data.task_kind,
+            problem_type_declared: true,
             max_length: self.max_length(training.max_length),
             truncation: training.truncation,
             temperature: 1.0,

@@ -50,13 +50,16 @@ pub(super) struct LabelScore {
     pub(super) score: f32,
 }
 
-/// What makes scores of logits.
+/// What makes scores of logits. All but `None` divide them by the task's temperature first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Function {
     /// That of the task's problem type: softmax for classes, sigmoid for labels, none for a
     /// regression; at the temperature that the task is served at.
     #[default]
     Own,
+    /// The function of transformers' pipeline: [`Self::Own`], except that one label without a declared
+    /// problem type gets a sigmoid.
+    Pipeline,
     Softmax,
     Sigmoid,
     None,
@@ -65,9 +68,12 @@ pub(super) enum Function {
 /// Scores of one row of logits, `[labels]`, in the order of the labels.
 pub(super) fn scores(task: &TaskConfig, logits: &[f32], function: Function) -> Vec<f32> {
     let scores = match function {
-        Function::Own => task.scores(logits),
-        Function::Softmax => ProblemType::SingleLabelClassification.scores(logits),
-        Function::Sigmoid => ProblemType::MultiLabelClassification.scores(logits),
+        Function::Pipeline if task.labels.len() == 1 && !task.problem_type_declared => {
+            task.scores_as(ProblemType::MultiLabelClassification, logits)
+        }
+        Function::Own | Function::Pipeline => task.scores(logits),
+        Function::Softmax => task.scores_as(ProblemType::SingleLabelClassification, logits),
+        Function::Sigmoid => task.scores_as(ProblemType::MultiLabelClassification, logits),
         Function::None => return logits.to_vec(),
     };
     match scores {
@@ -143,6 +149,7 @@ mod tests {
         TaskConfig {
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),
             problem_type,
+            problem_type_declared: true,
             max_length: 128,
             truncation: crate::text::Truncation::LongestFirst,
             temperature: 1.0,
@@ -189,7 +196,10 @@ mod tests {
         let theirs = |function| f64::from(ranked(&task, &[0.0, 4.0], function, None)[0].score);
         assert_eq!(theirs(Function::Own), sure);
         assert_eq!(theirs(Function::None), 4.0);
-        assert!((theirs(Function::Softmax) - 0.982_013_8).abs() < 1e-6);
+        assert_eq!(theirs(Function::Pipeline), sure);
+        assert_eq!(theirs(Function::Softmax), sure);
+        // The sigmoid of 4 / 4.
+        assert!((theirs(Function::Sigmoid) - 0.731_058_6).abs() < 1e-6);
     }
 
     #[test]
@@ -221,6 +231,16 @@ mod tests {
         assert_eq!(one.len(), 1);
         let value = self::task(ProblemType::Regression, &["valence"]);
         assert_eq!(scores_of_value(&value), [-3.5]);
+    }
+
+    #[test]
+    fn one_label_of_an_open_problem_type_is_a_probability_in_a_pipeline() {
+        let mut task = task(ProblemType::Regression, &["score"]);
+        let score = |task: &TaskConfig, function| scores(task, &[2.0], function)[0];
+        assert_eq!(score(&task, Function::Pipeline), 2.0);
+        task.problem_type_declared = false;
+        assert_eq!(score(&task, Function::Own), 2.0);
+        assert!((score(&task, Function::Pipeline) - 0.880_797).abs() < 1e-6);
     }
 
     fn scores_of_value(task: &TaskConfig) -> Vec<f32> {

@@ -36,6 +36,7 @@ pub(crate) fn task(name: &str, version: u64) -> LiveTask {
         config: TaskConfig {
             labels: vec!["no".to_owned(), "yes".to_owned()],
             problem_type: ProblemType::SingleLabelClassification,
+            problem_type_declared: true,
             max_length: 20,
             truncation: Truncation::LongestFirst,
             temperature: 1.0,

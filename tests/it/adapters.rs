@@ -262,3 +262,28 @@ async fn a_task_changes_its_mode_at_once_and_keeps_it() {
     assert_eq!(mode(&server).await, "hot");
     assert_eq!(answer(&server, "mood").await, hot);
 }
+
+#[test]
+fn a_merge_keeps_the_problem_type_of_its_source() {
+    let install = Install::of("bert-pairs");
+    let student = install.student();
+    for given in [Value::Null, json!("multi_label_classification")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (adapter, out) = (folder.path().join("adapter"), folder.path().join("out"));
+        fs::create_dir(&adapter).expect("a folder");
+        for file in fs::read_dir(golden(DORA)).expect("files") {
+            let file = file.expect("a file");
+            fs::copy(file.path(), adapter.join(file.file_name())).expect("a copy");
+        }
+        let config = adapter.join("config.json");
+        let before = fs::read(&config).expect("a file");
+        let mut fields: Value = serde_json::from_slice(&before).expect("JSON");
+        fields["problem_type"] = given.clone();
+        fs::write(&config, fields.to_string()).expect("a file");
+        let places = ["--student", text(&student), "--out", text(&out)];
+        printed(&kdlora(&[&["merge", text(&adapter)], &places[..]].concat()));
+        let after = fs::read(out.join("config.json")).expect("a file");
+        let merged: Value = serde_json::from_slice(&after).expect("JSON");
+        assert_eq!(merged["problem_type"], given, "{merged}");
+    }
+}

@@ -414,6 +414,7 @@ fn task() -> TaskConfig {
     TaskConfig {
         labels: vec!["no".into(), "yes".into()],
         problem_type: ProblemType::SingleLabelClassification,
+        problem_type_declared: true,
         max_length: 16,
         truncation: crate::text::Truncation::LongestFirst,
         temperature: 1.0,
