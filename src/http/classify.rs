@@ -19,7 +19,7 @@ use super::openapi::TaskPath;
 use super::prediction::{Prediction, predict};
 use crate::serving::{self, Answer, Entry, LiveTask, ServingError, Timings};
 use crate::telemetry::Outcome;
-use crate::text::TokenizerError;
+use crate::text::{TokenizerError, TruncationDirection};
 
 /// Texts to classify.
 #[derive(Clone, Debug, PartialEq, Deserialize, ToSchema)]
@@ -100,6 +100,7 @@ pub(super) async fn classify(
         let question = Question {
             inputs: body.inputs,
             truncate: body.truncate,
+            truncation_direction: None,
             version: body.version,
             timeout: body.timeout_ms.map(Duration::from_millis),
         };
@@ -131,6 +132,7 @@ pub(super) async fn classify(
 pub(super) struct Question {
     pub(super) inputs: Inputs,
     pub(super) truncate: bool,
+    pub(super) truncation_direction: Option<TruncationDirection>,
     /// Only this version may answer.
     pub(super) version: Option<u64>,
     /// The server's own limit holds if it is less.
@@ -201,6 +203,7 @@ async fn answer(
         task: Arc::clone(task),
         inputs,
         truncate: question.truncate,
+        truncation_direction: question.truncation_direction,
         deadline: arrived + timeout,
     };
     let answer = state.serving.classify(request).await;

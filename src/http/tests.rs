@@ -1,3 +1,5 @@
+mod fields;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,7 +91,7 @@ impl Api {
         Reply {
             status: parts.status,
             headers: parts.headers,
-            body: String::from_utf8(body.into()).expect("UTF-8"),
+            body: String::from_utf8_lossy(&body).into_owned(),
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
 use crate::adapter::{Mode, ProblemType, TaskConfig};
 use crate::encoder::{Encoder, EncoderConfig, Family, RelativeAttention, TaskWeights, Weights};
 use crate::telemetry::Metrics;
-use crate::text::{Input, PackedBatch, Sequence, TokenizerError, Truncation};
+use crate::text::{Input, PackedBatch, Sequence, TokenizerError, Truncation, TruncationDirection};
 
 pub(crate) const OPTIONS: Options = Options {
     workers: 1,
@@ -116,6 +116,7 @@ impl Tokenize for Words {
         input: &Input,
         max_length: usize,
         truncation: Option<Truncation>,
+        direction: Option<TruncationDirection>,
     ) -> Result<Sequence, TokenizerError> {
         let words = input.text.split_whitespace();
         let pair = input
@@ -130,7 +131,10 @@ impl Tokenize for Words {
         if tokens > max_length && truncation.is_none() {
             return Err(TokenizerError::TooLong { tokens, max_length });
         }
-        ids.truncate(max_length);
+        match direction.unwrap_or(TruncationDirection::Right) {
+            TruncationDirection::Left => drop(ids.drain(..tokens.saturating_sub(max_length))),
+            TruncationDirection::Right => ids.truncate(max_length),
+        }
         Ok(Sequence {
             type_ids: vec![0; ids.len()],
             truncated: tokens > ids.len(),
@@ -244,7 +248,15 @@ impl Model for Scripted {
             true => vec![f32::NAN, 0.0],
             false => vec![seen.version as f32, seen.ids.iter().sum::<u32>() as f32],
         };
-        Ok(seen.iter().flatten().map(row).collect())
+        let rows = segments.iter().zip(&seen).flat_map(|(segment, seen)| {
+            let labels = segment.task.config.labels.len();
+            seen.iter().map(move |seen| {
+                let mut row = row(seen);
+                row.truncate(labels);
+                row
+            })
+        });
+        Ok(rows.collect())
     }
 }
 

@@ -43,7 +43,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::telemetry::Metrics;
-use crate::text::{Input, TokenizerError};
+use crate::text::{Input, TokenizerError, TruncationDirection};
 use admission::{Admission, Bounds, Permit};
 use queue::{Computed, Item, Pending, Queue};
 use rate::ServiceRate;
@@ -71,6 +71,8 @@ pub struct Request {
     pub inputs: Vec<Input>,
     /// Cut inputs that are too long; if false they are an error.
     pub truncate: bool,
+    /// Which side of them is cut; by default that of the tokenizer.
+    pub truncation_direction: Option<TruncationDirection>,
     /// The answer is worth nothing after this.
     pub deadline: Instant,
 }
@@ -199,6 +201,7 @@ impl Serving {
             task,
             inputs,
             truncate,
+            truncation_direction,
             ..
         } = request;
         let arrived = Instant::now();
@@ -217,7 +220,7 @@ impl Serving {
         let truncation = truncate.then_some(task.config.truncation);
         let sequences = self
             .tokenizers
-            .encode(inputs, task.max_length, truncation)
+            .encode(inputs, task.max_length, truncation, truncation_direction)
             .await?;
         let tokenize = arrived.elapsed();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();

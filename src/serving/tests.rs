@@ -18,6 +18,7 @@ fn request(task: &Arc<Entry>, texts: &[&str]) -> Request {
             })
             .collect(),
         truncate: true,
+        truncation_direction: None,
         deadline: Instant::now() + Duration::from_secs(60),
     }
 }

@@ -11,7 +11,7 @@ use std::thread;
 use tokio::sync::oneshot;
 
 use super::ServingError;
-use crate::text::{Input, Sequence, Tokenizer, TokenizerError, Truncation};
+use crate::text::{Input, Sequence, Tokenizer, TokenizerError, Truncation, TruncationDirection};
 
 /// Bytes of a request that are tokenised on the thread of its connection: a tenth of a millisecond.
 const SHORT: usize = 512;
@@ -21,12 +21,14 @@ const EACH: usize = 16;
 /// Turns inputs into sequences; called by several threads at once.
 pub trait Tokenize: Send + Sync + 'static {
     /// At most `max_length` tokens, special tokens included; a longer input is cut by `truncation`
-    /// and an error without.
+    /// on the side that
+    /// `direction` names, and an error without.
     fn encode(
         &self,
         input: &Input,
         max_length: usize,
         truncation: Option<Truncation>,
+        direction: Option<TruncationDirection>,
     ) -> Result<Sequence, TokenizerError>;
 }
 
@@ -36,8 +38,9 @@ impl Tokenize for Tokenizer {
         input: &Input,
         max_length: usize,
         truncation: Option<Truncation>,
+        direction: Option<TruncationDirection>,
     ) -> Result<Sequence, TokenizerError> {
-        self.encode(input, max_length, truncation)
+        self.encode_from(input, max_length, truncation, direction)
     }
 }
 
@@ -46,6 +49,7 @@ struct Texts {
     inputs: Vec<Input>,
     max_length: usize,
     truncation: Option<Truncation>,
+    direction: Option<TruncationDirection>,
 }
 
 struct Job {
@@ -79,11 +83,13 @@ impl TokenizerPool {
         inputs: Vec<Input>,
         max_length: usize,
         truncation: Option<Truncation>,
+        direction: Option<TruncationDirection>,
     ) -> Result<Vec<Sequence>, ServingError> {
         let texts = Texts {
             inputs,
             max_length,
             truncation,
+            direction,
         };
         if texts.is_short() {
             return texts.encode(&*self.tokenizer);
@@ -131,7 +137,7 @@ impl Texts {
             .enumerate()
             .map(|(index, input)| {
                 tokenizer
-                    .encode(input, self.max_length, self.truncation)
+                    .encode(input, self.max_length, self.truncation, self.direction)
                     .map_err(|error| ServingError::Tokenize { index, error })
             })
             .collect()
@@ -153,6 +159,7 @@ mod tests {
                 inputs: vec![input; count],
                 max_length: 128,
                 truncation: None,
+                direction: None,
             };
             texts.is_short()
         };

@@ -4,12 +4,12 @@ use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error};
-use serde_json::Value;
+use serde::de::IgnoredAny;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::Unsupported;
 use crate::http::AppState;
 use crate::http::classify::{ClassifyErrors, Question, answered};
 use crate::http::error::{ApiError, Problem};
@@ -24,17 +24,23 @@ pub(super) fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(task))
 }
 
-/// A text to classify. Fields of other tasks than text classification are passed over.
+/// A text to classify. Fields beside `inputs` and `parameters` are passed over: in Hugging Face's API
+/// they tell the server how to work.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 struct PipelineRequest {
     #[schema(inline)]
     inputs: Inputs,
-    #[serde(default, deserialize_with = "object")]
+    #[serde(default)]
     #[schema(inline)]
     parameters: Option<Parameters>,
+    /// Zero-shot classification is another task.
+    #[serde(default, rename = "candidate_labels")]
+    _candidate_labels: Unsupported,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+/// All other parameters of a pipeline change the answer, so they are refused.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 struct Parameters {
     /// Give the scores of this many labels, the highest ones, instead of all.
     #[serde(default)]
@@ -44,13 +50,17 @@ struct Parameters {
     #[serde(default)]
     #[schema(inline)]
     function_to_apply: Option<FunctionName>,
-}
-
-/// Objects only: what serde derives would take a list for the fields in their order as well.
-fn object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Parameters>, D::Error> {
-    let fields = Option::<serde_json::Map<_, _>>::deserialize(deserializer)?;
-    let parameters = fields.map(|fields| Parameters::deserialize(Value::Object(fields)));
-    parameters.transpose().map_err(D::Error::custom)
+    /// `false` gives the best label only, unless `top_k` says how many.
+    #[serde(default)]
+    return_all_scores: Option<bool>,
+    /// Cut inputs that have more tokens than the task takes; if false, they are an error.
+    #[serde(default)]
+    #[schema(default = true)]
+    truncation: Option<bool>,
+    /// Sequences are never padded, which changes no answer.
+    #[serde(default, rename = "padding")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    _padding: IgnoredAny,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
@@ -107,14 +117,17 @@ async fn task(
 
 async fn classify(state: &AppState, name: &str, request: Request) -> Result<Response, ApiError> {
     let read = |headers: &HeaderMap, body: &[u8]| {
-        let PipelineRequest { inputs, parameters } = extract::json(headers, body)?;
+        let PipelineRequest {
+            inputs, parameters, ..
+        } = extract::json(headers, body)?;
         let parameters = parameters.unwrap_or_default();
         if parameters.top_k == Some(0) {
             return Err(Problem::InvalidBody.with("top_k must be at least 1"));
         }
         let question = Question {
             inputs,
-            truncate: true,
+            truncate: parameters.truncation.unwrap_or(true),
+            truncation_direction: None,
             version: None,
             timeout: None,
         };
@@ -123,9 +136,13 @@ async fn classify(state: &AppState, name: &str, request: Request) -> Result<Resp
     answered(state, name, request, read, |task, answer, parameters| {
         let function = parameters
             .function_to_apply
-            .map_or(Function::Own, Into::into);
+            .map_or(Function::Pipeline, Into::into);
+        let top_k = match parameters.return_all_scores {
+            Some(false) => parameters.top_k.or(Some(1)),
+            Some(true) | None => parameters.top_k,
+        };
         let rows = answer.logits.iter();
-        let ranked = rows.map(|row| ranked(&task.config, row, function, parameters.top_k));
+        let ranked = rows.map(|row| ranked(&task.config, row, function, top_k));
         Ok(Json(ranked.collect::<Vec<_>>()).into_response())
     })
     .await

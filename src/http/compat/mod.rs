@@ -15,7 +15,10 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde::Serialize;
-use utoipa::ToSchema;
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::AppState;
@@ -95,6 +98,31 @@ pub(super) struct ForeignProblem {
     #[schema(inline)]
     error_type: Option<TeiError>,
 }
+
+/// A field of another server's API that this server does not have and that would change the answer:
+/// it must be absent or null.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unsupported;
+
+impl<'de> Deserialize<'de> for Unsupported {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Option::<IgnoredAny>::deserialize(deserializer)? {
+            None => Ok(Self),
+            Some(_) => Err(D::Error::custom(
+                "this server does not support it; leave it out",
+            )),
+        }
+    }
+}
+
+impl PartialSchema for Unsupported {
+    fn schema() -> RefOr<Schema> {
+        let null = ObjectBuilder::new().schema_type(Type::Null);
+        RefOr::T(Schema::Object(null.build()))
+    }
+}
+
+impl ToSchema for Unsupported {}
 
 /// Kinds of errors of text-embeddings-inference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]

@@ -22,7 +22,7 @@ use crate::http::extract::{self, Json, Path};
 use crate::http::health::ReadyErrors;
 use crate::http::openapi::TaskPath;
 use crate::http::prediction::{Function, LabelScore, ranked};
-use crate::text::Input;
+use crate::text::{self, Input};
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -42,10 +42,40 @@ struct PredictRequest {
     inputs: PredictInputs,
     /// Cut inputs that have more tokens than the task takes; if false, they are an error.
     #[serde(default)]
-    truncate: bool,
+    #[schema(default = false)]
+    truncate: Option<bool>,
+    /// Which side of them is cut; by default that of the encoder's tokenizer.
+    #[serde(default)]
+    #[schema(value_type = String, pattern = "^([Ll]eft|[Rr]ight)$")]
+    #[serde(deserialize_with = "given")]
+    truncation_direction: Option<TruncationDirection>,
     /// Give logits instead of probabilities.
     #[serde(default)]
     raw_scores: bool,
+}
+
+/// Reads a direction, which must not be null.
+fn given<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<TruncationDirection>, D::Error> {
+    TruncationDirection::deserialize(deserializer).map(Some)
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+enum TruncationDirection {
+    #[serde(alias = "left")]
+    Left,
+    #[serde(alias = "right")]
+    Right,
+}
+
+impl From<TruncationDirection> for text::TruncationDirection {
+    fn from(direction: TruncationDirection) -> Self {
+        match direction {
+            TruncationDirection::Left => Self::Left,
+            TruncationDirection::Right => Self::Right,
+        }
+    }
 }
 
 /// A text, a pair `[text, text]`, or a batch `[[text], [text, text], ..]`.
@@ -209,13 +239,14 @@ async fn classify(state: &AppState, name: &str, request: Request) -> Result<Resp
         };
         let question = Question {
             inputs: inputs.into(),
-            truncate: body.truncate,
+            truncate: body.truncate.unwrap_or(false),
+            truncation_direction: body.truncation_direction.map(Into::into),
             version: None,
             timeout: None,
         };
         let function = match body.raw_scores {
             true => Function::None,
-            false => Function::Own,
+            false => Function::Pipeline,
         };
         Ok((question, (is_batch, function)))
     };

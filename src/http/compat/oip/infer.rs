@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::tensor::{InputTensor, OutputTensor, Values, join, split};
+use super::super::Unsupported;
+use super::tensor::{ContentType, InputTensor, OutputTensor, Values, join, split};
 use crate::http::AppState;
 use crate::http::classify::{ClassifyErrors, Question, answered};
 use crate::http::error::{ApiError, Problem};
@@ -40,11 +41,11 @@ struct InferRequest {
     id: Option<String>,
     #[serde(default)]
     #[schema(inline)]
-    parameters: RequestParameters,
+    parameters: Option<RequestParameters>,
     /// `text`, and for pairs `text_pair`. A single tensor may have any name.
     #[schema(min_items = 1, max_items = 2)]
     inputs: Vec<InputTensor>,
-    /// Which tensors are wanted; all by default.
+    /// Which tensors are wanted; all if the list is absent or empty.
     #[serde(default)]
     outputs: Option<Vec<WantedOutput>>,
 }
@@ -53,7 +54,12 @@ struct InferRequest {
 struct RequestParameters {
     /// Give all tensors in binary.
     #[serde(default)]
-    binary_data_output: bool,
+    #[schema(default = false)]
+    binary_data_output: Option<bool>,
+    /// How texts are written in tensors that don't say it themselves.
+    #[serde(default)]
+    #[schema(inline)]
+    content_type: Option<ContentType>,
     /// Cut inputs that have more tokens than the task takes; if false, they are an error.
     #[serde(default)]
     #[schema(default = true)]
@@ -69,7 +75,7 @@ struct WantedOutput {
     name: OutputName,
     #[serde(default)]
     #[schema(inline)]
-    parameters: WantedParameters,
+    parameters: Option<WantedParameters>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
@@ -77,6 +83,15 @@ struct WantedParameters {
     /// Give the tensor in binary.
     #[serde(default)]
     binary_data: Option<bool>,
+    /// Triton's classification extension.
+    #[serde(default, rename = "classification")]
+    _classification: Unsupported,
+    /// Numbers are FP32 and labels plain text.
+    #[serde(default, rename = "content_type")]
+    _content_type: Unsupported,
+    /// Triton's shared memory.
+    #[serde(default, rename = "shared_memory_region")]
+    _shared_memory_region: Unsupported,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
@@ -174,25 +189,26 @@ async fn classify(
 ) -> Result<Response, ApiError> {
     let read = |headers: &HeaderMap, body: &[u8]| {
         let (request, binary) = parse(headers, body)?;
-        let parameters = request.parameters;
+        let parameters = request.parameters.unwrap_or_default();
+        let binary_output = parameters.binary_data_output.unwrap_or(false);
+        let outputs = request.outputs.unwrap_or_default();
         let wanted = Wanted {
             id: request.id,
-            outputs: match request.outputs {
-                None => ALL
-                    .map(|name| (name, parameters.binary_data_output))
-                    .to_vec(),
-                Some(outputs) => outputs
+            outputs: match outputs.is_empty() {
+                true => ALL.map(|name| (name, binary_output)).to_vec(),
+                false => outputs
                     .into_iter()
                     .map(|output| {
-                        let own = output.parameters.binary_data;
-                        (output.name, own.unwrap_or(parameters.binary_data_output))
+                        let own = output.parameters.and_then(|own| own.binary_data);
+                        (output.name, own.unwrap_or(binary_output))
                     })
                     .collect(),
             },
         };
         let question = Question {
-            inputs: inputs(request.inputs, binary)?.into(),
+            inputs: inputs(request.inputs, parameters.content_type, binary)?.into(),
             truncate: parameters.truncate.unwrap_or(true),
+            truncation_direction: None,
             version,
             timeout: parameters.timeout.map(Duration::from_micros),
         };
@@ -204,9 +220,6 @@ async fn classify(
 /// The JSON and the bytes behind it. The content type is not asked for: Triton's clients send
 /// none.
 fn parse<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<(InferRequest, &'a [u8]), ApiError> {
-    if headers.contains_key(header::CONTENT_ENCODING) {
-        return Err(Problem::UnsupportedMediaType.with("compressed bodies are not read"));
-    }
     let length = match headers.get(&JSON_LENGTH) {
         None => None,
         Some(value) => {
@@ -221,7 +234,11 @@ fn parse<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<(InferRequest, &'a [
     Ok((json_slice(json)?, binary))
 }
 
-fn inputs(mut tensors: Vec<InputTensor>, mut binary: &[u8]) -> Result<Vec<Input>, ApiError> {
+fn inputs(
+    mut tensors: Vec<InputTensor>,
+    content_type: Option<ContentType>,
+    mut binary: &[u8],
+) -> Result<Vec<Input>, ApiError> {
     if let [only] = tensors.as_mut_slice() {
         only.name = TEXT.to_owned();
     }
@@ -237,7 +254,10 @@ fn inputs(mut tensors: Vec<InputTensor>, mut binary: &[u8]) -> Result<Vec<Input>
             }
         };
         let name = tensor.name.clone();
-        if place.replace(tensor.texts(&mut binary)?).is_some() {
+        if place
+            .replace(tensor.texts(content_type, &mut binary)?)
+            .is_some()
+        {
             return Err(Problem::InvalidBody.with(format!("the input {name:?} comes twice")));
         }
     }

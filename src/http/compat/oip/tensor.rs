@@ -1,10 +1,12 @@
 //! Tensors of the Open Inference Protocol, in JSON and in Triton's binary form.
 
 use axum::body::Bytes;
+use base64::prelude::{BASE64_STANDARD as STANDARD, Engine as _};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::super::Unsupported;
 use crate::http::error::{ApiError, Problem};
 
 /// A tensor of a request.
@@ -20,7 +22,7 @@ pub(super) struct InputTensor {
     pub(super) datatype: String,
     #[serde(default)]
     #[schema(inline)]
-    pub(super) parameters: InputParameters,
+    pub(super) parameters: Option<InputParameters>,
     /// The texts, nested as the shape or flat; absent where they come in binary.
     #[serde(default)]
     #[schema(value_type = Option<Vec<Value>>,
@@ -33,6 +35,21 @@ pub(super) struct InputParameters {
     /// Bytes of the tensor behind the JSON.
     #[serde(default)]
     pub(super) binary_data_size: Option<usize>,
+    /// How the texts are written: as they are, or in base64.
+    #[serde(default)]
+    #[schema(inline)]
+    content_type: Option<ContentType>,
+    /// Triton's shared memory.
+    #[serde(default, rename = "shared_memory_region")]
+    _shared_memory_region: Unsupported,
+}
+
+/// Content types of MLServer that a text can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ContentType {
+    Str,
+    Base64,
 }
 
 impl InputTensor {
@@ -50,10 +67,17 @@ impl InputTensor {
         }
     }
 
-    /// The texts; those in binary are taken from the beginning of `binary`.
-    pub(super) fn texts(self, binary: &mut &[u8]) -> Result<Vec<String>, ApiError> {
+    /// The texts; those in binary are taken from the beginning of `binary`. `content_type` holds
+    /// where the tensor has none of its own.
+    pub(super) fn texts(
+        self,
+        content_type: Option<ContentType>,
+        binary: &mut &[u8],
+    ) -> Result<Vec<String>, ApiError> {
         let rows = self.rows()?;
-        let texts = match (self.parameters.binary_data_size, &self.data) {
+        let own = self.parameters.as_ref();
+        let content_type = own.and_then(|own| own.content_type).or(content_type);
+        let mut texts = match (own.and_then(|own| own.binary_data_size), &self.data) {
             (Some(size), None) => {
                 let Some((own, rest)) = binary.split_at_checked(size) else {
                     return Err(self.invalid(format_args!(
@@ -83,6 +107,14 @@ impl InputTensor {
                 texts.len()
             )));
         }
+        if content_type == Some(ContentType::Base64) {
+            for text in &mut texts {
+                let bytes = STANDARD.decode(&text).map_err(|error| {
+                    self.invalid(format_args!("has a text that is not base64: {error}"))
+                })?;
+                *text = String::from_utf8(bytes).map_err(|_| self.not_utf8())?;
+            }
+        }
         Ok(texts)
     }
 
@@ -99,8 +131,7 @@ impl InputTensor {
             };
             bytes = rest;
             let text = std::str::from_utf8(text);
-            let text =
-                text.map_err(|_| self.invalid(format_args!("has a text that is not UTF-8")))?;
+            let text = text.map_err(|_| self.not_utf8())?;
             texts.push(text.to_owned());
         }
         Ok(texts)
@@ -122,6 +153,10 @@ impl InputTensor {
             _ => return Err(self.invalid(format_args!("has `data` that is not a list of texts"))),
         }
         Ok(())
+    }
+
+    fn not_utf8(&self) -> ApiError {
+        self.invalid(format_args!("has a text that is not UTF-8"))
     }
 
     fn too_many(&self) -> ApiError {
@@ -264,7 +299,7 @@ mod tests {
     fn texts(tensor: Value, mut binary: &[u8]) -> Result<Vec<String>, String> {
         let tensor: InputTensor = serde_json::from_value(tensor).expect("a tensor");
         let texts = tensor
-            .texts(&mut binary)
+            .texts(None, &mut binary)
             .map_err(|error| error.detail().to_owned())?;
         assert!(binary.is_empty());
         Ok(texts)
