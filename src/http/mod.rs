@@ -7,6 +7,7 @@
 //! - [`classify`], [`tasks`], [`versions`]: the `/v1` routes.
 //! - [`compat`]: the routes that clients of other servers use.
 //! - [`health`]: liveness, readiness, metrics.
+//! - [`normal`]: trailing slashes and compressed bodies.
 //! - [`openapi`]: the document, and the pages that show it.
 //! - [`page`]: the page at `/`.
 //! - [`server`][]: connections.
@@ -20,6 +21,7 @@ pub mod error;
 pub mod extract;
 pub mod health;
 mod inputs;
+mod normal;
 mod openapi;
 mod page;
 mod prediction;
@@ -192,6 +194,7 @@ pub fn switchable(current: Arc<ArcSwap<Router>>) -> Router {
 fn layered(router: Router, edge: &Edge) -> Router {
     let nosniff = HeaderValue::from_static("nosniff");
     let router = router
+        .layer(middleware::from_fn(normal::decompress))
         .layer(RequestBodyTimeoutLayer::new(edge.read_timeout))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn(compat::reword))
@@ -203,11 +206,13 @@ fn layered(router: Router, edge: &Edge) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    router
+    let router = router
         .layer(trace::layer())
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
-        .layer(middleware::map_request(trace::short_request_id))
+        .layer(middleware::map_request(trace::short_request_id));
+    // A router's own layers run after routing.
+    Router::new().fallback_service(router.map_request(normal::without_trailing_slash))
 }
 
 async fn not_started() -> ApiError {

@@ -21,7 +21,7 @@ use super::error::{PROBLEM_DETAILS, Problem, document, document_anew, problem_se
 
 /// Where the document is, and where people read it.
 const DOCUMENT: &str = "/openapi.json";
-const PAGES: &str = "/docs";
+pub(super) const PAGES: &str = "/docs";
 
 /// Pages of the documentation run their own scripts and no others, and in no frame.
 const PAGES_POLICY: &str = "default-src 'self'; style-src 'self' 'unsafe-inline'; \
@@ -168,6 +168,7 @@ fn complete(path: &str, operation: &mut Operation, access: &Access) {
     if operation.request_body.is_some() {
         add(Problem::RequestTimeout);
         add(Problem::TooLarge);
+        add(Problem::UnsupportedMediaType);
     }
     // A route may say itself that it is open to everybody.
     if operation.security.is_none()

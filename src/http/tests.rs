@@ -1,3 +1,4 @@
+mod bodies;
 mod fields;
 
 use std::sync::Arc;
@@ -130,7 +131,9 @@ async fn greeting() -> &'static str {
 }
 
 fn admin() -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(greeting))
+    OpenApiRouter::new()
+        .routes(routes!(greeting))
+        .routes(routes!(bodies::echo))
 }
 
 fn regression(name: &str) -> LiveTask {

@@ -111,6 +111,14 @@ class TestTextEmbeddingsInference:
         assert error["error_type"] == "validation" and "tokens" in error["error"]
         assert self.post(server, {"inputs": long, "truncate": True})
 
+    def test_the_side_that_is_cut_is_heard(self, server):
+        ends = {"Left": "sat " * 500, "right": "the cat " * 500}
+        long = ends["right"] + ends["Left"]
+        for direction, kept in ends.items():
+            body = {"truncate": True, "truncation_direction": direction}
+            answer = self.post(server, body | {"inputs": long})
+            assert answer == self.post(server, body | {"inputs": kept}), direction
+
     def test_errors_have_its_form(self, server):
         for body, status, kind in [
             ({"inputs": ""}, 400, "empty"),
@@ -204,6 +212,15 @@ class TestTriton:
         names = [output["name"] for output in result.get_response()["outputs"]]
         assert names == ["score", "label"]
         assert result.as_numpy("score").shape == (3,) and result.as_numpy("label").shape == (3,)
+
+    @pytest.mark.parametrize("binary", [True, False])
+    def test_compressed_requests(self, client, binary):
+        inputs = [self.tensor(TEXTS, binary=binary)]
+        plain = client.infer("pairs", inputs).as_numpy("scores")
+        packed = client.infer("pairs", inputs, request_compression_algorithm="gzip")
+        assert packed.as_numpy("scores") == pytest.approx(plain)
+        with pytest.raises(InferenceServerException, match="deflate"):
+            client.infer("pairs", inputs, request_compression_algorithm="deflate")
 
     def test_pairs_are_two_tensors(self, server, client):
         inputs = [self.tensor(["the cat"]), self.tensor(["sat"], "text_pair", binary=False)]
