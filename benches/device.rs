@@ -1,9 +1,11 @@
 //! Forwards of a student and a teacher on a device: `cargo bench --features cuda --bench device --
-//! --student DIR --teacher DIR`. Prints a JSON object a line: name, value, unit; medians of five
-//! rounds. `tests/gpu.sh` runs it beside PyTorch.
+//! --student DIR --teacher DIR`. Prints one JSON object per line with name, value and unit; each
+//! value is the median of five rounds. `tests/gpu.sh` runs it beside PyTorch.
 //!
-//! Texts are those of the test split of movie-sentiment, sorted by length, several times over;
-//! tokens are made beforehand. The teacher reads the student's tokens: only its speed counts.
+//! Texts are those of the test split of movie-sentiment, several times over, sorted by length or in
+//! the order of the file. Tokens are made beforehand. "End to end" is from tokens to logits in host
+//! memory; for "GPU only" the batches are packed beforehand. The teacher reads the student's tokens:
+//! only its speed counts.
 
 mod texts;
 
@@ -23,6 +25,9 @@ use serde_json::json;
 use texts::TASK;
 
 const ROUNDS: usize = 5;
+/// Forwards of one text that are timed, after those that are not.
+const LONE: usize = 400;
+const WARM_UP: usize = 100;
 /// Adapters that answer in one batch.
 const ADAPTERS: usize = 100;
 
@@ -40,6 +45,9 @@ struct Args {
     /// Times that the texts are repeated.
     #[arg(long, default_value_t = 20)]
     repeat: usize,
+    /// Only the first of the texts.
+    #[arg(long)]
+    texts: Option<usize>,
     /// Tokens of a batch.
     #[arg(long, default_value_t = 16_384)]
     batch_tokens: usize,
@@ -63,17 +71,17 @@ fn main() {
         placement.dtype_name(),
     );
     let tokenizer = Tokenizer::load(&args.student).expect("a tokenizer");
-    let texts = texts::sequences(&tokenizer);
+    let mut texts = texts::sequences(&tokenizer);
+    texts.truncate(args.texts.unwrap_or(texts.len()));
     let mut repeated: Vec<&Sequence> = (0..args.repeat).flat_map(|_| &texts).collect();
+    let in_order = batches(&repeated, args.batch_tokens);
     repeated.sort_by_key(|sequence| sequence.ids.len());
-    let batches = batches(&repeated, args.batch_tokens);
+    let sorted = batches(&repeated, args.batch_tokens);
 
     let (encoder, task) = load(&placement, &args.student);
-    let one = |_: usize| vec![&task; 1];
-    let student = throughput(&encoder, &batches, one);
-    say("student throughput", json!(student), "texts/s");
-    let lone = lone_latency(&encoder, &texts, &task);
-    say("student lone forward", json!(1e3 * lone), "ms");
+    throughput("student sorted", &encoder, &sorted, |_| vec![&task]);
+    throughput("student in order", &encoder, &in_order, |_| vec![&task]);
+    lone_latency(&encoder, &texts, &task);
     agreement(&args.student, &encoder, &task, &texts);
 
     let folder = adapter();
@@ -81,13 +89,19 @@ fn main() {
         .map(|_| Classifier::from_adapter(Arc::clone(&encoder), &folder).expect("it fits"))
         .collect();
     let all = |sequences: usize| classifiers.iter().take(sequences).collect();
-    let mixed = throughput(&encoder, &batches, all);
-    say("100 adapters mixed", json!(mixed), "texts/s");
+    throughput("100 adapters sorted", &encoder, &sorted, all);
     drop(classifiers);
 
     if let Some(memory) = device::memory(placement.device()) {
         say("student peak memory", json!(memory.peak >> 20), "MiB");
     }
+
+    let merged = Classifier::merged(&encoder, &folder).expect("it fits");
+    throughput("student merged sorted", &merged.encoder, &sorted, |_| {
+        vec![&merged]
+    });
+    drop(merged);
+
     if let Some(dir) = &args.teacher {
         let encoder = Arc::new(placement.load_for_inference(dir).expect("a teacher"));
         let plain = Classifier {
@@ -96,10 +110,7 @@ fn main() {
             task: task.task.clone(),
             encoder: Arc::clone(&encoder),
         };
-        let teacher = throughput(&encoder, &batches, |_| vec![&plain]);
-        say("teacher throughput", json!(teacher), "texts/s");
-        let lone = lone_latency(&encoder, &texts, &plain);
-        say("teacher lone forward", json!(1e3 * lone), "ms");
+        throughput("teacher sorted", &encoder, &sorted, |_| vec![&plain]);
     }
 }
 
@@ -150,60 +161,85 @@ fn batches<'a>(sequences: &[&'a Sequence], tokens: usize) -> Vec<Vec<&'a Sequenc
     all
 }
 
-/// Texts a second, median of the rounds. As in the server a batch is prepared while the one before
-/// it is computed. The tasks of a batch share its sequences out evenly.
+/// Prints the texts per second, end to end and on the device alone. The tasks of a batch share its
+/// sequences out evenly.
 fn throughput<'a>(
+    name: &str,
     encoder: &Encoder,
     batches: &[Vec<&Sequence>],
     tasks: impl Fn(usize) -> Vec<&'a Classifier>,
-) -> f64 {
+) {
     let texts: usize = batches.iter().map(Vec::len).sum();
-    let round = || {
-        let start = Instant::now();
+    let pack = |batch: &Vec<&Sequence>| PackedBatch::new(batch.iter().copied());
+    let launch = |batch: &PackedBatch| {
+        let tasks = tasks(batch.sequences());
+        let border = |task: usize| task * batch.sequences() / tasks.len();
+        let segments: Vec<Segment<'_>> = tasks
+            .iter()
+            .enumerate()
+            .map(|(i, task)| Segment {
+                sequences: border(i)..border(i + 1),
+                weights: &task.weights,
+            })
+            .collect();
+        encoder.launch(batch, &segments).expect("logits")
+    };
+    let wait = |logits: Logits| drop(black_box(logits.wait().expect("logits")));
+
+    // As in the server, a batch is packed while the one before it is computed.
+    let end_to_end = || {
         let mut under_way: VecDeque<Logits> = VecDeque::new();
-        for sequences in batches {
-            let batch = PackedBatch::new(sequences.iter().copied());
-            let tasks = tasks(sequences.len());
-            let border = |task: usize| task * sequences.len() / tasks.len();
-            let segments: Vec<Segment<'_>> = tasks
-                .iter()
-                .enumerate()
-                .map(|(i, task)| Segment {
-                    sequences: border(i)..border(i + 1),
-                    weights: &task.weights,
-                })
-                .collect();
-            under_way.push_back(encoder.launch(&batch, &segments).expect("logits"));
+        for batch in batches {
+            under_way.push_back(launch(&pack(batch)));
             if under_way.len() > 1 {
-                let first = under_way.pop_front().expect("two");
-                black_box(first.wait().expect("logits"));
+                wait(under_way.pop_front().expect("two"));
             }
         }
-        for rest in under_way {
-            black_box(rest.wait().expect("logits"));
-        }
-        texts as f64 / start.elapsed().as_secs_f64()
+        under_way.into_iter().for_each(wait);
     };
-    round();
-    median((0..ROUNDS).map(|_| round()).collect())
+    // The device has all batches to compute before the first answer is read.
+    let packed: Vec<PackedBatch> = batches.iter().map(pack).collect();
+    let gpu_only = || {
+        let under_way: Vec<Logits> = packed.iter().map(&launch).collect();
+        under_way.into_iter().for_each(wait);
+    };
+    for (timing, round) in [
+        ("end to end", &end_to_end as &dyn Fn()),
+        ("GPU only", &gpu_only),
+    ] {
+        round();
+        let seconds = median((0..ROUNDS).map(|_| time(round)).collect());
+        let value = json!(texts as f64 / seconds);
+        say(&format!("{name}, {timing}"), value, "texts/s");
+    }
 }
 
-/// Seconds from a text's tokens to its logits, median.
-fn lone_latency(encoder: &Encoder, texts: &[Sequence], task: &Classifier) -> f64 {
+fn time(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+/// Prints the milliseconds from the tokens of one text to its logits.
+fn lone_latency(encoder: &Encoder, texts: &[Sequence], task: &Classifier) {
     let mut times = Vec::new();
-    for (i, sequence) in texts.iter().cycle().take(ROUNDS * 200).enumerate() {
+    for (i, sequence) in texts.iter().cycle().take(LONE + WARM_UP).enumerate() {
         let batch = PackedBatch::new([sequence]);
         let segment = Segment {
             sequences: 0..1,
             weights: &task.weights,
         };
-        let start = Instant::now();
-        black_box(encoder.logits(&batch, &[segment]).expect("logits"));
-        if i >= 100 {
-            times.push(start.elapsed().as_secs_f64());
+        let seconds = time(|| {
+            drop(black_box(
+                encoder.logits(&batch, &[segment]).expect("logits"),
+            ))
+        });
+        if i >= WARM_UP {
+            times.push(seconds);
         }
     }
-    median(times)
+    let value = json!(1e3 * median(times));
+    say("student lone forward", value, "ms");
 }
 
 /// Holds the logits to those of the CPU in f32.

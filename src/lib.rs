@@ -7,7 +7,10 @@
 //! The floors of the house, lowest first; a module uses only those above its line here:
 //!
 //! - [`parse`]: reads JSON and TOML, strictly.
+//! - [`files`], [`blocking`]: regular files up to a size; blocking inside async code.
 //! - [`telemetry`]: logs, metrics, memory; every floor records there.
+//! - [`private_folders`]: paths kept out of what clients read.
+//! - [`lfs`]: how Git LFS pointers are told from the files that they stand for.
 //! - [`ops`]: the fused operations the network is made of, with their backward passes.
 //! - [`text`]: inputs, tokenizer, sequences, packed batches.
 //! - [`encoder`]: the transformer families, their heads, and LoRA on any of their linears.
@@ -26,14 +29,18 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod adapter;
+pub mod blocking;
 pub mod cli;
 pub mod config;
 pub mod distill;
 pub mod encoder;
+pub mod files;
 pub mod http;
 pub mod hub;
+pub mod lfs;
 pub mod ops;
 pub mod parse;
+pub mod private_folders;
 pub mod serving;
 pub mod store;
 pub mod telemetry;

@@ -56,6 +56,7 @@ impl AdapterFolder {
         complete_dense(&names, encoder, &mut head);
         let weights = TaskWeights::new(encoder, modules, head)?;
         check_labels(&self.task, &weights)?;
+        self.config.check_budget()?;
         Ok(weights)
     }
 
@@ -169,4 +170,33 @@ pub(super) fn snapshot(tensor: &Tensor) -> Result<Tensor, AdapterError> {
         .to_device(&Device::Cpu)?
         .to_dtype(DType::F32)?
         .copy()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn an_adapter_without_its_head_is_told_how_peft_stores_one() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        for (model, name) in [
+            ("bert-pairs", "bert-pairs-qv"),
+            ("roberta-classes", "roberta-classes-all"),
+            ("distilbert-classes", "distilbert-classes-qv"),
+            ("deberta-classes", "deberta-classes-qv"),
+        ] {
+            let encoder = Encoder::load(&golden.join("models").join(model), &Device::Cpu).unwrap();
+            let mut adapter = AdapterFolder::read(&golden.join("adapters").join(name)).unwrap();
+            adapter
+                .tensors
+                .retain(|name, _| !name.starts_with("classifier"));
+            let error = adapter.bind(&encoder).unwrap_err().to_string();
+            assert!(
+                error.contains("head is missing") && error.contains("modules_to_save"),
+                "{name}: {error}"
+            );
+        }
+    }
 }

@@ -9,9 +9,14 @@ use serde_json::{Map, Value, json};
 
 use super::bind::{check_labels, snapshot};
 use super::files::{copy_existing, read_json, write_folder, write_json, write_tensors};
+use super::folder::WEIGHTS;
 use super::merge::without_classifier;
-use super::{AdapterError, AdapterFolder, Scores, TaskConfig};
-use crate::encoder::{Encoder, EncoderConfig, Family, Placement, Segment, TaskWeights, Weights};
+use super::tensor_names::{self, Stored};
+use super::{AdapterError, AdapterFolder, Mode, Scores, TaskConfig};
+use crate::encoder::{
+    Encoder, EncoderConfig, Family, HeadNames, Placement, Segment, StoredTensors, TaskWeights,
+    Weights,
+};
 use crate::text::PackedBatch;
 
 /// Files that make up a tokenizer, whatever its kind.
@@ -50,6 +55,34 @@ impl Classifier {
             Err(AdapterError::OnlyMerged(_)) => Self::merged(&encoder, adapter),
             Err(error) => Err(error),
         }
+    }
+
+    /// Bytes that the adapter in `dir` is expected to take beside a shared encoder. Of its file
+    /// only the header is read.
+    pub fn expected_bytes(encoder: &Encoder, dir: &Path, mode: Mode) -> Result<u64, AdapterError> {
+        let stored = StoredTensors::of_file(dir.join(WEIGHTS))?;
+        let family = encoder.config().family;
+        let dense = HeadNames::of(family).dense;
+        let mut bytes = 0u64;
+        let mut is_merged = mode == Mode::Merged;
+        for (name, tensor) in stored.tensors() {
+            let shape = tensor.shape.iter().map(|size| *size as u64);
+            // Saturating: nobody has checked the header yet.
+            let numbers = shape.fold(1, u64::saturating_mul);
+            bytes = numbers
+                .saturating_mul(DType::F32.size_in_bytes() as u64)
+                .saturating_add(bytes);
+            if let Stored::As(name) = tensor_names::read(name)
+                && let Some(name) = family.short_name(&name)
+            {
+                let of_hot = name.contains(".lora_") || name.ends_with(".bias");
+                is_merged |= !of_hot && !family.is_head(name) && !name.starts_with(dense);
+            }
+        }
+        if is_merged {
+            bytes = bytes.saturating_add(encoder.linear_bytes() as u64);
+        }
+        Ok(bytes)
     }
 
     /// An adapter folded into an encoder of its own, which shares what the adapter leaves as it is.
@@ -163,6 +196,11 @@ fn classifier_config(
         _ => "float32",
     };
     config.insert("torch_dtype".to_owned(), json!(name));
+    // Of the encoder that training began with: these weights are another encoder's.
+    let task = TaskConfig {
+        base_digest: None,
+        ..task.clone()
+    };
     task.set(&mut config);
     Ok(config)
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::AdapterError;
 use super::files::{read_json, write_json};
-use super::targets::{ALL_LINEAR, TargetModules, is_ending, layer_of};
+use super::targets::{ALL_LINEAR, Budget, Pattern, TargetModules};
 
 const FILE: &str = "adapter_config.json";
 
@@ -34,16 +34,18 @@ pub struct AdapterConfig {
     /// Layers by number, where only some are adapted. Plays no part with a pattern.
     pub layers_to_transform: Option<Vec<usize>>,
     /// Names of the list that holds the layers, as regular expressions; any if there is none.
-    pub layers_pattern: Vec<String>,
+    pub layers_pattern: Vec<Pattern>,
     /// Modules that are trained whole and stored beside the LoRA weights: `classifier`, and
     /// `pooler` where it trains.
     pub modules_to_save: Vec<String>,
     pub base_model_name_or_path: Option<String>,
     /// Ranks of single modules: names, endings of names from a dot on, or regular expressions of
     /// them. The first that fits counts.
-    pub rank_pattern: Vec<(String, usize)>,
+    pub rank_pattern: Vec<(Pattern, usize)>,
     /// Alphas of single modules.
-    pub alpha_pattern: Vec<(String, f64)>,
+    pub alpha_pattern: Vec<(Pattern, f64)>,
+    /// The time that the patterns may take.
+    budget: Budget,
 }
 
 /// PEFT's `bias`.
@@ -91,6 +93,15 @@ impl AdapterConfig {
             base_model_name_or_path: base_model,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            budget: Budget::default(),
+        }
+    }
+
+    /// Fails when the patterns have taken too long, so that what was said of modules is not right.
+    pub(super) fn check_budget(&self) -> Result<(), AdapterError> {
+        match self.budget.is_kept() {
+            true => Ok(()),
+            false => Err(AdapterError::SlowPatterns),
         }
     }
 
@@ -127,7 +138,7 @@ impl AdapterConfig {
             "layers_to_transform": self.layers_to_transform,
             "layers_pattern": match self.layers_pattern.as_slice() {
                 [] => Value::Null,
-                patterns => json!(patterns),
+                patterns => patterns.iter().map(Pattern::text).collect(),
             },
             "modules_to_save": self.modules_to_save,
             "rank_pattern": pattern_json(&self.rank_pattern),
@@ -192,24 +203,42 @@ impl AdapterConfig {
     fn transforms_layer_of(&self, module: &str) -> bool {
         match &self.layers_to_transform {
             None => true,
-            Some(layers) => {
-                layer_of(module, &self.layers_pattern).is_some_and(|layer| layers.contains(&layer))
-            }
+            Some(layers) => self
+                .layer_of(module)
+                .is_some_and(|layer| layers.contains(&layer)),
         }
+    }
+
+    /// The number of the layer that a module belongs to: the first number behind a name that one of
+    /// `layers_pattern` fits, behind any name where there is none.
+    fn layer_of(&self, module: &str) -> Option<usize> {
+        if self.layers_pattern.is_empty() {
+            // A name that something stands before, and something behind the number.
+            let mut parts = module.split('.').skip(2).peekable();
+            while let Some(part) = parts.next() {
+                let is_number = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+                if is_number && parts.peek().is_some() {
+                    return part.parse().ok();
+                }
+            }
+            return None;
+        }
+        let mut patterns = self.layers_pattern.iter();
+        patterns.find_map(|pattern| pattern.layer_of(module))
     }
 }
 
-fn find<T: Copy>(pattern: &[(String, T)], module: &str) -> Option<T> {
+fn find<T: Copy>(pattern: &[(Pattern, T)], module: &str) -> Option<T> {
     pattern
         .iter()
-        .find(|(name, _)| is_ending(name, module))
+        .find(|(name, _)| name.fits(module))
         .map(|(_, value)| *value)
 }
 
-fn pattern_json<T: Copy + Into<Value>>(pattern: &[(String, T)]) -> Value {
+fn pattern_json<T: Copy + Into<Value>>(pattern: &[(Pattern, T)]) -> Value {
     pattern
         .iter()
-        .map(|(name, value)| (name.clone(), (*value).into()))
+        .map(|(name, value)| (name.text().to_owned(), (*value).into()))
         .collect::<Map<String, Value>>()
         .into()
 }
@@ -376,17 +405,52 @@ mod tests {
     }
 
     #[test]
+    fn without_a_pattern_the_first_number_behind_two_names_is_the_layer() {
+        let config = parse(json!({})).unwrap();
+        for (module, layer) in [
+            ("bert.encoder.layer.3.experts.5.dense", Some(3)),
+            ("bert.layer.12a.4.query", Some(4)),
+            ("layer.3.query", None),
+            ("bert.encoder.layer.3", None),
+            ("bert.pooler.dense", None),
+        ] {
+            assert_eq!(config.layer_of(module), layer, "{module}");
+        }
+    }
+
+    #[test]
+    fn lists_without_end_are_refused() {
+        let many: Vec<String> = (0..100_000).map(|n| format!("module{n}")).collect();
+        let ranks: Map<String, Value> = many.iter().map(|n| (n.clone(), json!(1))).collect();
+        for change in [
+            json!({ "target_modules": many }),
+            json!({ "exclude_modules": many }),
+            json!({ "modules_to_save": many }),
+            json!({ "layers_to_transform": [0], "layers_pattern": many }),
+            json!({ "rank_pattern": ranks }),
+            json!({ "alpha_pattern": ranks }),
+        ] {
+            let error = parse(change).unwrap_err().to_string();
+            assert!(error.contains("100000"), "{error}");
+            assert!(error.len() < 500, "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_written_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = AdapterConfig::new(4, 8.0, 0.1, vec!["query".into()], Some("m".into()));
         config.use_rslora = true;
         config.use_dora = true;
         config.bias = Bias::LoraOnly;
-        config.exclude_modules = Some(TargetModules::Pattern("x.*".into()));
+        let budget = Budget::default();
+        let ending = |text| Pattern::ending(text, &budget).unwrap();
+        let excluded = Pattern::whole("x.*", &budget).unwrap();
+        config.exclude_modules = Some(TargetModules::Pattern(excluded));
         config.layers_to_transform = Some(vec![0, 2]);
-        config.layers_pattern = vec!["layer".into()];
-        config.rank_pattern = vec![("layer.1.query".into(), 2), ("query".into(), 3)];
-        config.alpha_pattern = vec![("layer.1.query".into(), 1.5)];
+        config.layers_pattern = vec![Pattern::layers("layer", &budget).unwrap()];
+        config.rank_pattern = vec![(ending("layer.1.query"), 2), (ending("query"), 3)];
+        config.alpha_pattern = vec![(ending("layer.1.query"), 1.5)];
         config.write(dir.path(), &[]).unwrap();
         assert_eq!(AdapterConfig::read(dir.path()).unwrap(), config);
     }

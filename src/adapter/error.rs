@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::Mismatch;
 use crate::encoder::EncoderError;
+use crate::lfs::LfsPointer;
 use crate::parse::ParseError;
 
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,11 @@ pub enum AdapterError {
         value: String,
         reason: &'static str,
     },
+    #[error(
+        "the regular expressions of the adapter (target_modules, exclude_modules, rank_pattern, \
+         alpha_pattern, layers_pattern) are too many or take too long; use fewer or simpler ones"
+    )]
+    SlowPatterns,
     #[error("{path} is not a safetensors file", path = .path.display())]
     SafeTensors {
         path: PathBuf,
@@ -54,8 +61,20 @@ pub enum AdapterError {
     /// The tensor that no shared encoder can carry.
     #[error("the adapter changes {0} of the encoder; it can only be used merged")]
     OnlyMerged(String),
+    #[error(
+        "the files of the adapter disagree on its encoder: it is {first} or {next}; correct \
+         base_model_name_or_path in adapter_config.json"
+    )]
+    BaseContradiction { first: String, next: String },
+    #[error("{file} is damaged on the disk: {problem}; restore it from a backup")]
+    Damaged { file: String, problem: String },
+    /// It belongs to another encoder, whatever the shapes.
+    #[error("the adapter belongs to another encoder")]
+    OtherEncoder(#[from] Mismatch),
     #[error("the adapter does not fit the encoder: {0}")]
     Mismatch(String),
+    #[error(transparent)]
+    LfsPointer(#[from] LfsPointer),
     #[error(transparent)]
     Encoder(#[from] EncoderError),
     #[error("a tensor operation failed")]

@@ -10,9 +10,24 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::AdapterError;
+use super::folder::REPORT;
+use crate::files::{self, MAX_JSON_BYTES};
+use crate::lfs::refuse_pointer;
+use crate::ops::is_finite;
 use crate::parse;
+
+/// Largest file of an adapter's weights: as much as all of a base-size encoder has in f32. Reading it
+/// takes three times as much memory.
+const MAX_WEIGHTS_BYTES: u64 = 512 << 20;
+
+/// Most tensors of an adapter. A large encoder with LoRA on all linears needs a thousand.
+const MAX_TENSORS: usize = 4_096;
+
+/// Largest report. Clients that may only read are answered with it.
+const MAX_REPORT_BYTES: u64 = 1 << 20;
 
 /// Fills a folder so that a crash at any byte leaves either all of it or nothing at `dir`.
 ///
@@ -76,7 +91,7 @@ pub(super) fn read_json<T: DeserializeOwned>(
     path: &Path,
     hint: &'static str,
 ) -> Result<T, AdapterError> {
-    let bytes = read(path, hint)?;
+    let bytes = read(path, MAX_JSON_BYTES, hint)?;
     parse::json(&bytes).map_err(|source| AdapterError::Json {
         path: path.to_path_buf(),
         source,
@@ -92,14 +107,31 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Adap
         .map_err(AdapterError::io("write", path))
 }
 
-fn read(path: &Path, hint: &'static str) -> Result<Vec<u8>, AdapterError> {
-    fs::read(path).map_err(|source| match source.kind() {
+/// Reads `report.json` of a version's folder; `None` if there is none.
+///
+/// # Errors
+/// It is not an object of JSON that can be read back, or too large.
+pub fn read_report(dir: &Path) -> Result<Option<Value>, AdapterError> {
+    let path = dir.join(REPORT);
+    match read(&path, MAX_REPORT_BYTES, "") {
+        Err(AdapterError::MissingFile { .. }) => Ok(None),
+        bytes => match parse::json(&bytes?) {
+            Ok(report) => Ok(Some(Value::Object(report))),
+            Err(source) => Err(AdapterError::Json { path, source }),
+        },
+    }
+}
+
+fn read(path: &Path, limit: u64, hint: &'static str) -> Result<Vec<u8>, AdapterError> {
+    let bytes = files::read(path, limit).map_err(|source| match source.kind() {
         ErrorKind::NotFound => AdapterError::MissingFile {
             path: path.to_path_buf(),
             hint,
         },
         _ => AdapterError::io("read", path)(source),
-    })
+    })?;
+    refuse_pointer(path, &bytes)?;
+    Ok(bytes)
 }
 
 /// The tensors of a safetensors file whose names `wanted` takes, on the CPU in f32.
@@ -110,11 +142,18 @@ pub(super) fn read_tensors(
     hint: &'static str,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<BTreeMap<String, Tensor>, AdapterError> {
-    let bytes = read(path, hint)?;
+    let bytes = read(path, MAX_WEIGHTS_BYTES, hint)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|source| AdapterError::SafeTensors {
         path: path.to_path_buf(),
         source,
     })?;
+    if file.len() > MAX_TENSORS {
+        let problem = format!(
+            "has {} tensors; at most {MAX_TENSORS} are supported",
+            file.len()
+        );
+        return Err(AdapterError::config(path, problem));
+    }
     let mut tensors = BTreeMap::new();
     for (name, view) in file.iter().filter(|(name, _)| wanted(name)) {
         if !matches!(
@@ -131,8 +170,7 @@ pub(super) fn read_tensors(
         }
         let tensor = candle_core::safetensors::Load::load(&view, &Device::Cpu)?;
         let tensor = tensor.to_dtype(DType::F32)?;
-        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
-        if values.iter().any(|value| !value.is_finite()) {
+        if !is_finite(&tensor)? {
             return Err(AdapterError::tensor(
                 name,
                 "holds values that are not finite (NaN or infinity)",
@@ -145,7 +183,8 @@ pub(super) fn read_tensors(
 
 /// The number formats in a safetensors file.
 pub(super) fn stored_types(path: &Path) -> Result<BTreeSet<String>, AdapterError> {
-    let bytes = read(path, "it holds the weights of the adapter")?;
+    let hint = "it holds the weights of the adapter";
+    let bytes = read(path, MAX_WEIGHTS_BYTES, hint)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|source| AdapterError::SafeTensors {
         path: path.to_path_buf(),
         source,

@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
+use serde_json::Value;
 
-use super::files::{copy_existing, read_tensors, write_folder, write_tensors};
-use super::tensor_names::{self, LORA_A, LORA_B, MAGNITUDE, Stored};
+use super::files::{read_tensors, write_folder, write_json, write_tensors};
+use super::tensor_names::{self, LORA_A, LORA_B, LORA_EMBEDDING, MAGNITUDE, Stored};
 use super::{AdapterConfig, AdapterError, Bias, TaskConfig};
 use crate::encoder::Family;
 
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// How good, fast and large the version is beside its teacher.
-pub const REPORT: &str = "report.json";
+pub(super) const REPORT: &str = "report.json";
 const PICKLE: &str = "adapter_model.bin";
 
 /// An adapter in memory, checked as far as it can be without its encoder.
@@ -96,13 +97,15 @@ impl AdapterFolder {
         write_tensors(&dir.join(WEIGHTS), &tensors, DType::F32)
     }
 
-    /// Writes the folder with the report that lies in `source`, the folder that the adapter was
-    /// read from, if there is one; and nothing else of it: folders of checkpoints hold optimizers
-    /// and more.
-    pub fn repack(&self, source: &Path, dir: &Path) -> Result<(), AdapterError> {
+    /// Writes the folder with its report (see [`read_report`](super::read_report)), and nothing
+    /// else of the folder that it was read from: folders of checkpoints hold optimizers and more.
+    pub fn repack(&self, report: Option<&Value>, dir: &Path) -> Result<(), AdapterError> {
         write_folder(dir, |temporary| {
             self.write_files(temporary)?;
-            copy_existing(source, temporary, &[REPORT])
+            match report {
+                Some(report) => write_json(&temporary.join(REPORT), report),
+                None => Ok(()),
+            }
         })
     }
 
@@ -127,6 +130,13 @@ impl AdapterFolder {
                 parts.lora.insert(module, adapted);
                 continue;
             }
+            if name.contains(LORA_EMBEDDING) {
+                return Err(AdapterError::tensor(
+                    name,
+                    "is LoRA on an embedding table, which is not supported: train the adapter with \
+                     target_modules that name linear layers only",
+                ));
+            }
             let part_of = |end| name.strip_suffix(end);
             let of_pair = [LORA_B, MAGNITUDE].into_iter().find_map(part_of);
             if let Some(module) = of_pair {
@@ -146,6 +156,7 @@ impl AdapterFolder {
         if parts.lora.is_empty() {
             return Err(AdapterError::NoLora);
         }
+        self.config.check_budget()?;
         Ok(parts)
     }
 
@@ -287,6 +298,7 @@ pub(super) mod tests {
                 truncation: crate::text::Truncation::LongestFirst,
                 temperature: 1.0,
                 base_model: Some("tiny".into()),
+                base_digest: None,
             },
             tensors: BTreeMap::from(tensors),
         }
@@ -359,6 +371,34 @@ pub(super) mod tests {
                         .trim_start_matches(PEFT_PREFIX)
                         .replace(".base_layer", "")
                 ),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn lora_on_an_embedding_is_refused_as_such() {
+        for end in ["A", "B", "A.default", "B.default"] {
+            let embeddings = "base_model.model.bert.embeddings.word_embeddings";
+            let error = refused_tensors(|tensors| {
+                let extra = Tensor::rand(0f32, 1., (2, 3), &Device::Cpu).unwrap();
+                tensors.insert(format!("{embeddings}.lora_embedding_{end}"), extra);
+            });
+            assert!(error.contains("LoRA on an embedding table"), "{error}");
+            assert!(error.contains("target_modules"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_git_lfs_pointer_is_told_from_a_damaged_file() {
+        for file in [WEIGHTS, "adapter_config.json", "config.json"] {
+            let error = refused(|dir| {
+                let pointer =
+                    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n";
+                std::fs::write(dir.join(file), pointer).unwrap();
+            });
+            assert!(
+                error.contains(file) && error.contains("git lfs pull"),
                 "{error}"
             );
         }

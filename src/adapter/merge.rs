@@ -59,6 +59,7 @@ impl AdapterFolder {
             };
             changed.insert(short.to_owned(), tensor);
         }
+        self.config.check_budget()?;
         Ok(changed)
     }
 }

@@ -37,6 +37,8 @@ pub struct Summary {
     /// Tokens a sequence is cut to.
     pub max_length: usize,
     pub base_model: Option<String>,
+    /// Digest of that encoder.
+    pub base_digest: Option<String>,
 }
 
 impl Summary {
@@ -66,6 +68,7 @@ impl Summary {
             labels: adapter.task.labels.clone(),
             max_length: adapter.task.max_length,
             base_model: adapter.task.base_model.clone(),
+            base_digest: adapter.task.base_digest.clone(),
         })
     }
 }
@@ -109,6 +112,8 @@ impl fmt::Display for Summary {
         writeln!(f, "labels       {}", list(self.labels.clone()))?;
         writeln!(f, "max length   {} tokens", self.max_length)?;
         let base = self.base_model.as_deref().unwrap_or("not named");
-        write!(f, "base model   {base}")
+        writeln!(f, "base model   {base}")?;
+        let digest = self.base_digest.as_deref().unwrap_or("none");
+        write!(f, "base digest  {digest}")
     }
 }

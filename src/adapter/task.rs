@@ -34,13 +34,17 @@ pub struct TaskConfig {
     pub temperature: f32,
     /// Name of the encoder that the weights belong to (`_name_or_path`).
     pub base_model: Option<String>,
+    /// Digest of that encoder (`kdlora.encoder_digest`).
+    pub base_digest: Option<String>,
 }
 
 /// The fields of `config.json` that are read here; the rest belongs to the encoder.
+///
+/// `label2id` is not read: it follows from `id2label`, and `transformers` writes files in which it
+/// is stale or has texts for numbers.
 #[derive(Deserialize)]
 struct Raw {
     id2label: Option<BTreeMap<String, Value>>,
-    label2id: Option<BTreeMap<String, Value>>,
     num_labels: Option<usize>,
     problem_type: Option<ProblemType>,
     #[serde(rename = "_name_or_path")]
@@ -54,6 +58,7 @@ struct Own {
     max_length: usize,
     truncation: Truncation,
     temperature: f32,
+    encoder_digest: Option<String>,
 }
 
 impl Default for Own {
@@ -62,6 +67,7 @@ impl Default for Own {
             max_length: DEFAULT_MAX_LENGTH,
             truncation: Truncation::LongestFirst,
             temperature: 1.0,
+            encoder_digest: None,
         }
     }
 }
@@ -91,7 +97,7 @@ impl TaskConfig {
         let path = dir.join(FILE);
         let raw: Raw = read_json(
             &path,
-            "it names the labels (id2label, label2id) and the problem_type; for an adapter saved by \
+            "it names the labels (id2label) and the problem_type; for an adapter saved by \
              PEFT, write it beside adapter_config.json with model.config.save_pretrained",
         )?;
         let labels = raw.labels(&path)?;
@@ -106,6 +112,7 @@ impl TaskConfig {
             truncation: own.truncation,
             temperature: own.temperature,
             base_model: raw.name_or_path.filter(|name| !name.is_empty()),
+            base_digest: own.encoder_digest,
         };
         config
             .check()
@@ -148,6 +155,9 @@ impl TaskConfig {
         let mut own = json!({ "max_length": self.max_length, "truncation": self.truncation });
         if self.temperature != 1.0 {
             own["temperature"] = json!(self.temperature);
+        }
+        if let Some(digest) = &self.base_digest {
+            own["encoder_digest"] = json!(digest);
         }
         fields.insert("kdlora".to_owned(), own);
     }
@@ -206,16 +216,6 @@ impl Raw {
                 labels.len()
             )));
         }
-        for (label, id) in self.label2id.iter().flatten() {
-            let named = id
-                .as_u64()
-                .and_then(|id| labels.get(usize::try_from(id).ok()?));
-            if named != Some(label) {
-                return Err(problem(format!(
-                    "label2id gives {label:?} the id {id}, which id2label names differently"
-                )));
-            }
-        }
         Ok(labels)
     }
 }
@@ -245,6 +245,7 @@ mod tests {
             truncation: Truncation::OnlySecond,
             temperature: 1.75,
             base_model: Some("minilm-l6".to_owned()),
+            base_digest: Some("0af1".to_owned()),
         };
         config.write(dir.path(), "bert").unwrap();
         assert_eq!(TaskConfig::read(dir.path()).unwrap(), config);
@@ -290,16 +291,40 @@ mod tests {
         assert!(problem(r#"{"id2label":{"0":"a","1":"a"}}"#).contains("twice"));
         assert!(problem(r#"{"id2label":{"0":"a","1":""}}"#).contains("empty"));
         assert!(
-            problem(r#"{"id2label":{"0":"a","1":"b"},"label2id":{"a":1,"b":0}}"#)
-                .contains("label2id")
-        );
-        assert!(
             problem(r#"{"id2label":{"0":"a","1":"b"},"problem_type":"regression"}"#)
                 .contains("one output")
         );
         assert!(problem(r#"{"id2label":{"0":"a","1":"b"},"num_labels":3}"#).contains("num_labels"));
         assert!(problem(r#"{"kdlora":{"max_length":0}}"#).contains("max_length"));
         assert!(problem(r#"{"kdlora":{"temperature":0}}"#).contains("temperature"));
+    }
+
+    #[test]
+    fn label2id_follows_from_id2label_whatever_the_file_says() {
+        for label2id in [
+            r#"{"LABEL_0":0,"LABEL_1":1,"LABEL_2":2}"#,
+            r#"{"neg":"0","pos":"1","neu":"2"}"#,
+            r#"{"neg":1,"pos":0,"neu":2}"#,
+            r#"{"neg":0}"#,
+            r#"{"neg":[0],"pos":-1.5,"neu":null}"#,
+            r#"["neg","pos","neu"]"#,
+            "null",
+        ] {
+            let text = format!(
+                r#"{{"id2label":{{"0":"neg","1":"pos","2":"neu"}},"label2id":{label2id}}}"#
+            );
+            assert_eq!(read(&text).unwrap().labels, ["neg", "pos", "neu"], "{text}");
+        }
+        let config = read(r#"{"id2label":null,"label2id":{"a":0,"b":1,"c":2}}"#).unwrap();
+        assert_eq!(
+            config.labels,
+            ["LABEL_0", "LABEL_1"],
+            "as transformers has it"
+        );
+        let config = read(r#"{"id2label":{"0":"a","1":"b"},"label2id":{"x":7}}"#).unwrap();
+        let mut fields = Map::new();
+        config.set(&mut fields);
+        assert_eq!(fields["label2id"], json!({"a": 0, "b": 1}));
     }
 
     #[test]

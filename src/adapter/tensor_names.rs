@@ -4,6 +4,8 @@
 pub(super) const PREFIX: &str = "base_model.model.";
 pub(super) const LORA_A: &str = ".lora_A.weight";
 pub(super) const LORA_B: &str = ".lora_B.weight";
+/// Part of the name of LoRA matrices of an embedding table.
+pub(super) const LORA_EMBEDDING: &str = ".lora_embedding_";
 pub(super) const MAGNITUDE: &str = ".lora_magnitude_vector";
 
 /// What a tensor of an adapter's file is called here.

@@ -168,6 +168,8 @@ pub(super) fn bar() -> Box<dyn FnMut(Event) + Send> {
             bar.reset();
             bar.set_message(title(stage));
         }
+        // They stand in the report, which is printed at the end.
+        Event::Data { .. } => {}
         Event::Step(step) => {
             bar.set_length(step.steps as u64);
             bar.set_position(step.step as u64);

@@ -4,12 +4,15 @@ pub mod adapter;
 mod allocator;
 pub mod compare;
 pub mod completions;
+mod descriptors;
 pub mod distill;
 pub mod man;
 mod options;
 pub mod pull;
 pub mod serve;
 
+use std::env;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -69,9 +72,22 @@ pub enum Command {
 /// What a command ends with when it fails; printed with its causes, exit status 1.
 pub type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Status of a process that ends because of its command line or its environment.
+const USAGE: u8 = 2;
+
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let parsed = Cli::try_parse();
+    // An empty variable is seldom meant, and would be refused without its name, or, as a list of
+    // tokens, open the server. Help is given all the same.
+    if let Some(name) = empty_variable()
+        && !parsed.as_ref().is_err_and(|error| !error.use_stderr())
+    {
+        let name = name.display();
+        eprintln!("kdlora: the variable {name} is set, but empty: give it a value, or unset it");
+        return ExitCode::from(USAGE);
+    }
+    let cli = parsed.unwrap_or_else(|error| error.exit());
     if matches!(cli.command, Command::Distill(_) | Command::Compare(_)) {
         allocator::use_huge_pages();
     }
@@ -79,7 +95,7 @@ pub fn main() -> ExitCode {
         Ok(flush) => flush,
         Err(error) => {
             eprintln!("kdlora: {}", chain(&error));
-            return ExitCode::from(2);
+            return ExitCode::from(USAGE);
         }
     };
     let outcome = match cli.command {
@@ -101,4 +117,11 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Finds a variable of this program's that is set to an empty text.
+fn empty_variable() -> Option<OsString> {
+    let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"KDLORA_");
+    let mut empty = env::vars_os().filter(|(name, value)| ours(name) && value.is_empty());
+    empty.next().map(|(name, _)| name)
 }

@@ -1,11 +1,42 @@
 //! Options that several commands have.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::CommandError;
+use crate::adapter::{EncoderIdentity, KnownEncoder, KnownEncoders};
 use crate::config::{Bytes, Compute, DeviceChoice, Dtype};
 use crate::distill::models::{GpuLimits, Places};
+use crate::distill::teacher_http::TeacherOrigin;
+use crate::encoder::{EncoderId, cached_encoder_digest};
 use crate::hub::{self, HubError};
+
+/// The student where nobody names one.
+pub(super) const DEFAULT_STUDENT: &str = "minilm-l6";
+
+/// Reads which encoder the one in a folder is. Blocks.
+pub(super) fn identity(
+    name: &str,
+    folder: &Path,
+    cache: &Path,
+) -> Result<EncoderIdentity, CommandError> {
+    let id = EncoderId {
+        name: name.to_owned(),
+        digest: cached_encoder_digest(folder, cache)?,
+    };
+    Ok(EncoderIdentity {
+        id,
+        known: known_encoders(),
+    })
+}
+
+/// The encoders of the catalog.
+pub(super) fn known_encoders() -> KnownEncoders {
+    let known = |entry: &hub::Entry| KnownEncoder {
+        names: entry.names(),
+        digest: entry.encoder_digest.clone(),
+    };
+    KnownEncoders::new(hub::entries().iter().map(known))
+}
 
 /// The encoder that carries adapters.
 #[derive(Debug, clap::Args)]
@@ -15,7 +46,7 @@ pub(super) struct StudentArgs {
     #[arg(
         long,
         env = "KDLORA_STUDENT",
-        default_value = "minilm-l6",
+        default_value = DEFAULT_STUDENT,
         value_name = "NAME|DIR"
     )]
     pub(super) student: String,
@@ -63,6 +94,15 @@ pub(super) struct PlacesArgs {
         value_name = "SHARE"
     )]
     gpu_share: f64,
+    /// Origins of teachers over HTTP that get the token in KDLORA_TEACHER_TOKEN, comma-separated:
+    /// https://teacher.example.org; http only on a loopback address.
+    #[arg(
+        long,
+        env = "KDLORA_TEACHER_ORIGIN",
+        value_name = "ORIGINS",
+        value_delimiter = ','
+    )]
+    teacher_origin: Vec<TeacherOrigin>,
 }
 
 impl PlacesArgs {
@@ -93,10 +133,12 @@ impl PlacesArgs {
             cache: self.student.cache.folder()?,
             student: self.student.student,
             adapters: self.adapters,
+            known: known_encoders(),
             teacher_cache: None,
             threads,
             memory_limit: None,
             checkpoints: None,
+            teacher_origins: self.teacher_origin,
         })
     }
 }

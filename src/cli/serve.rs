@@ -19,10 +19,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::CommandError;
-use crate::config::{RawServe, ServeConfig};
+use super::options::{DEFAULT_STUDENT, identity};
+use super::{CommandError, descriptors};
+use crate::adapter::EncoderIdentity;
+use crate::config::{Compute, RawServe, ServeConfig};
 use crate::distill::ask::{self, TeacherDesk};
 use crate::distill::runner::{LiveHook, Runner, RunnerConfig};
+use crate::distill::teacher_http::TOKEN_VARIABLE;
 use crate::encoder::Placement;
 use crate::http::admin::{self, AdapterCheck, AdminConfig};
 use crate::http::auth::Access;
@@ -30,10 +33,11 @@ use crate::http::health::Readiness;
 use crate::http::{self, AppState, Edge, Limits, server};
 use crate::hub;
 use crate::ops::device;
+use crate::private_folders::PrivateFolders;
 use crate::serving::{
     Loader, Model, Options, Publisher, Residents, Serving, SharedCores, Student, TaskTable,
 };
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::telemetry::{Metrics, chain};
 use crate::text::Tokenizer;
 
@@ -64,6 +68,9 @@ const INTERRUPTED: i32 = 130;
 /// How long a teacher stays in memory after it was asked: the time of someone who tries texts.
 const TEACHER_IDLE: Duration = Duration::from_secs(300);
 
+/// Clients that may follow jobs by server-sent events, where a quarter of the connections is more.
+const MAX_EVENT_STREAMS: usize = 64;
+
 /// Longer batches win nothing on a core and make others wait; a GPU is not busy with shorter ones.
 const CPU_BATCH_TOKENS: usize = 128;
 const GPU_BATCH_TOKENS: usize = 16_384;
@@ -73,13 +80,19 @@ const GPU_BATCH_TOKENS: usize = 16_384;
 /// # Errors
 /// It can't start, or requests were still in flight when `--shutdown-timeout` was over.
 pub fn run(args: Args) -> Result<(), CommandError> {
-    let config = ServeConfig::load(args.settings)?;
+    let mut config = ServeConfig::load(args.settings)?;
+    let connections = &mut config.edge.connections.connections;
+    *connections = descriptors::fit(*connections);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
     let outcome = runtime.block_on(async {
         let mut stop = StopSignal::listen()?;
-        let listener = bind(config.bind).await?;
+        let listener = bind(config.bind, "bind").await?;
+        let health = match config.edge.health_bind {
+            Some(address) => Some(bind(address, "health-bind").await?),
+            None => None,
+        };
         let shutdown = async move {
             stop.received().await;
             tracing::info!("stopping; a second signal ends the process at once");
@@ -88,16 +101,16 @@ pub fn run(args: Args) -> Result<(), CommandError> {
                 process::exit(INTERRUPTED);
             });
         };
-        serve(listener, config, shutdown).await
+        serve(listener, health, config, shutdown).await
     });
     // A fetch or a forward pass that is still under way must not keep the process.
     runtime.shutdown_background();
     outcome
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, CommandError> {
+async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CommandError> {
     TcpListener::bind(address).await.map_err(|error| {
-        let text = format!("can't listen on {address}: {error}; choose another with --bind");
+        let text = format!("can't listen on {address}: {error}; choose another with --{flag}");
         CommandError::from(text)
     })
 }
@@ -123,12 +136,14 @@ impl StopSignal {
     }
 }
 
-/// Serves on `listener` until `shutdown` completes, then finishes what is in flight.
+/// Serves on `listener` until `shutdown` completes, then finishes what is in flight. `health` is a
+/// listener for health and metrics alone.
 ///
 /// Liveness, readiness and metrics answer from the beginning, the rest when the student and the
 /// tasks are loaded; then one line with the address goes to standard output.
 pub async fn serve(
     listener: TcpListener,
+    health: Option<TcpListener>,
     config: ServeConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), CommandError> {
@@ -136,20 +151,34 @@ pub async fn serve(
     let (shutdown_delay, shutdown_timeout) = (config.shutdown_delay, config.shutdown_timeout);
     let metrics = Arc::new(Metrics::new()?);
     let readiness = Readiness::default();
-    let edge = Edge {
+    let private = private_folders(&config)?;
+    let stop = CancellationToken::new();
+    let edge_at = |address: SocketAddr| Edge {
+        private: private.clone(),
         access: Access::new(config.edge.access(address.ip().is_loopback())),
         cors_origins: config.edge.cors_origins.clone(),
         read_timeout: config.edge.connections.read_timeout,
+        stop: stop.clone(),
     };
+    let edge = edge_at(address);
     let starting = http::starting(readiness.clone(), Arc::clone(&metrics), &edge);
     let current = Arc::new(ArcSwap::from_pointee(starting));
-    let stop = CancellationToken::new();
     let router = http::switchable(Arc::clone(&current));
     let connections = config.edge.connections;
     let server = server::serve(listener, router, connections, stop.clone());
     let server = tokio::spawn(server);
-    // Whatever the way out, the listener closes.
+    // Whatever the way out, the listeners close. The one for health does so last.
     let _stop = stop.clone().drop_guard();
+    let stop_health = CancellationToken::new();
+    let _stop_health = stop_health.clone().drop_guard();
+    if let Some(listener) = health {
+        let address = listener.local_addr()?;
+        let edge = edge_at(address);
+        let router = http::health_only(readiness.clone(), Arc::clone(&metrics), &edge);
+        let limits = connections.for_health();
+        tokio::spawn(server::serve(listener, router, limits, stop_health));
+        tracing::info!("health and metrics are also on http://{address}");
+    }
 
     let mut shutdown = pin!(shutdown);
     let app = tokio::select! {
@@ -190,7 +219,11 @@ impl App {
         metrics: Arc<Metrics>,
     ) -> Result<Self, CommandError> {
         let store = Store::open(&config.state).await?;
-        let (student, placement) = load_student(&config).await?;
+        let failed = Arc::clone(&metrics);
+        store.on_failed_write(move || failed.store_failed());
+        let (student, identity, placement) = load_student(&config, &store).await?;
+        let identity = Arc::new(identity);
+        store.settle_versions(&identity.known).await?;
         let gpu = placement.device().clone();
         metrics.student_on_gpu(move || device::memory(&gpu));
         if let Some(folder) = &config.adapters {
@@ -208,12 +241,26 @@ impl App {
             Arc::clone(&tasks),
             Arc::clone(&residents),
             config.wishes.clone(),
+            Arc::clone(&identity),
+            Arc::clone(&metrics),
         );
         publisher.start().await?;
+        if let Some(name) = &config.default_task
+            && tasks.get(name).is_none()
+        {
+            // It may be made later.
+            tracing::warn!(task = name, "--default-task names no task that there is");
+        }
         let tried_on = student.clone();
         let check_adapter: AdapterCheck = Arc::new(move |folder: &Path| tried_on.check(folder));
         let device = placement.device_name();
-        let admin = start_jobs(&config, device, &store, publisher, check_adapter, &metrics)?;
+        let parts = JobParts {
+            device,
+            publisher,
+            check_adapter,
+            student: identity,
+        };
+        let admin = start_jobs(&config, parts, &store, &metrics)?;
 
         let gpu = placement.is_gpu();
         let options = Options {
@@ -231,7 +278,9 @@ impl App {
             }),
             max_queue: config.max_queue,
             max_wait: config.max_queue_wait,
-            max_length: student.encoder.config().max_sequence_length(),
+            max_length: student
+                .tokenizer
+                .max_length(student.encoder.config().max_sequence_length()),
         };
         let first = tasks.all().values().find_map(|entry| entry.resident());
         if let Some(task) = first {
@@ -275,22 +324,35 @@ impl App {
     }
 }
 
+/// What distillation jobs and the admin routes take from the serving part.
+struct JobParts {
+    /// Where the student computes, as `--device` has it.
+    device: String,
+    publisher: Publisher,
+    check_adapter: AdapterCheck,
+    student: Arc<EncoderIdentity>,
+}
+
 /// Starts the runner of distillation jobs, and what the admin routes need with it.
 fn start_jobs(
     config: &ServeConfig,
-    device: String,
+    parts: JobParts,
     store: &Store,
-    publisher: Publisher,
-    check_adapter: AdapterCheck,
     metrics: &Arc<Metrics>,
 ) -> Result<AdminConfig, CommandError> {
+    let JobParts {
+        device,
+        publisher,
+        check_adapter,
+        student,
+    } = parts;
     let live_hook = LiveHook::new(move |task| {
         let publisher = publisher.clone();
         async move { Ok(publisher.refresh(&task).await?) }
     });
     let cache = cache_folder(config)?;
     let mut environment = vec![
-        ("KDLORA_STUDENT".into(), config.student.clone().into()),
+        ("KDLORA_STUDENT".into(), student.id.name.clone().into()),
         ("KDLORA_CACHE".into(), cache.clone().into()),
         (
             "KDLORA_THREADS".into(),
@@ -306,6 +368,16 @@ fn start_jobs(
         let variable = "KDLORA_GPU_MEMORY_LIMIT".into();
         environment.push((variable, bytes.to_string().into()));
     }
+    if !config.teacher_origins.is_empty() {
+        let origins: Vec<_> = config
+            .teacher_origins
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        environment.push(("KDLORA_TEACHER_ORIGIN".into(), origins.join(",").into()));
+    } else if env::var_os(TOKEN_VARIABLE).is_some() {
+        tracing::warn!("{TOKEN_VARIABLE} is set, but --teacher-origin names nobody to send it to");
+    }
     if let Some(adapters) = &config.adapters {
         environment.push(("KDLORA_ADAPTERS".into(), adapters.into()));
     }
@@ -317,23 +389,26 @@ fn start_jobs(
         live_hook: live_hook.clone(),
         metrics: Arc::clone(metrics),
         limits: config.job_limits,
+        private: private_folders(config)?,
     };
     Ok(AdminConfig {
         store: store.clone(),
         runner: Runner::start(store.clone(), runner),
         live_hook,
         check_adapter,
-        student: config.student.clone(),
         data_root: config.data_root.clone(),
         adapters: config.adapters.clone(),
         teachers: TeacherDesk::start(ask::Settings {
             cache: cache.clone(),
             memory: config.teacher_memory,
             idle: TEACHER_IDLE,
+            known: student.known.clone(),
         })?,
+        student,
         cache,
         limits: limits(config),
         max_upload_bytes: config.max_upload_bytes,
+        max_event_streams: (config.edge.connections.connections / 4).clamp(1, MAX_EVENT_STREAMS),
     })
 }
 
@@ -345,6 +420,14 @@ fn limits(config: &ServeConfig) -> Limits {
     }
 }
 
+/// The folders of the server itself, and those below which clients name files.
+fn private_folders(config: &ServeConfig) -> Result<PrivateFolders, CommandError> {
+    let cache = cache_folder(config)?;
+    let named = [&config.adapters, &config.data_root].into_iter().flatten();
+    let folders = [&config.state, &cache].into_iter().chain(named);
+    Ok(PrivateFolders::new(folders.map(PathBuf::as_path)))
+}
+
 fn cache_folder(config: &ServeConfig) -> Result<PathBuf, CommandError> {
     match &config.cache {
         Some(cache) => Ok(cache.clone()),
@@ -352,36 +435,61 @@ fn cache_folder(config: &ServeConfig) -> Result<PathBuf, CommandError> {
     }
 }
 
-/// The student's folder, fetched if it is missing, and what is in it.
-async fn load_student(config: &ServeConfig) -> Result<(Student, Placement), CommandError> {
-    let cache = cache_folder(config)?;
-    let (name, compute) = (config.student.clone(), config.compute);
-    spawn_blocking(move || {
-        let folder = hub::pull(&name, &cache, true)?;
-        let placement = compute.open()?;
-        let encoder = placement.load_for_inference(&folder)?;
-        tracing::info!(
-            student = name,
-            parameters = encoder.parameters(),
-            device = placement.device_name(),
-            dtype = placement.dtype_name(),
-            "student loaded"
+/// Loads the student, fetching it if it is missing: the one of the settings, or else the one that
+/// the state folder was served with before. The state folder remembers it from then on.
+async fn load_student(
+    config: &ServeConfig,
+    store: &Store,
+) -> Result<(Student, EncoderIdentity, Placement), CommandError> {
+    let remembered = store.student().await?;
+    let named = config.student.clone().or_else(|| remembered.clone());
+    let name = named.unwrap_or_else(|| DEFAULT_STUDENT.to_owned());
+    let lasting = hub::Choice::parse(&name)?.absolute().to_string();
+    if let Some(before) = remembered.filter(|before| *before != lasting) {
+        tracing::warn!(
+            before,
+            now = lasting,
+            "the state folder was served with another student before; its versions do not answer \
+             with this one"
         );
-        let tokenizer = Tokenizer::load(&folder)?;
-        let (words, known) = (tokenizer.vocabulary(), encoder.config().vocab_size);
-        if words > known {
-            return Err(CommandError::from(format!(
-                "the tokenizer of {name} has {words} tokens, but its encoder knows only {known}; \
-                 they don't belong together"
-            )));
-        }
-        let student = Student {
-            encoder: Arc::new(encoder),
-            tokenizer,
-        };
-        Ok((student, placement))
-    })
-    .await?
+    }
+    let (cache, compute) = (cache_folder(config)?, config.compute);
+    let load = move || load_student_from(name, &cache, compute);
+    let loaded = spawn_blocking(load).await??;
+    store.set_student(&lasting).await?;
+    Ok(loaded)
+}
+
+fn load_student_from(
+    name: String,
+    cache: &Path,
+    compute: Compute,
+) -> Result<(Student, EncoderIdentity, Placement), CommandError> {
+    let folder = hub::pull(&name, cache, true)?;
+    let placement = compute.open()?;
+    let encoder = placement.load_for_inference(&folder)?;
+    let tokenizer = Tokenizer::load(&folder)?;
+    let (words, known) = (tokenizer.vocabulary(), encoder.config().vocab_size);
+    if words > known {
+        return Err(CommandError::from(format!(
+            "the tokenizer of {name} has {words} tokens, but its encoder knows only {known}; \
+             they don't belong together"
+        )));
+    }
+    let identity = identity(&name, &folder, cache)?;
+    tracing::info!(
+        student = name,
+        digest = identity.id.digest,
+        parameters = encoder.parameters(),
+        device = placement.device_name(),
+        dtype = placement.dtype_name(),
+        "student loaded"
+    );
+    let student = Student {
+        encoder: Arc::new(encoder),
+        tokenizer,
+    };
+    Ok((student, identity, placement))
 }
 
 /// Adds the ready-made adapters, `{folder}/{task}/student`. One that can't be added is logged: the
@@ -396,17 +504,12 @@ async fn add_shipped(store: &Store, folder: &Path) -> Result<(), CommandError> {
         if !adapter.is_dir() {
             continue;
         }
-        match store.ensure_shipped(&task, &adapter).await {
-            Ok(_) => {}
-            // The state folder itself fails: nothing after this would work either.
-            Err(error @ (StoreError::Database(_) | StoreError::Migration(_))) => {
-                return Err(error.into());
-            }
-            Err(error) => tracing::error!(
+        if let Err(error) = store.ensure_shipped(&task, &adapter).await {
+            tracing::error!(
                 task,
                 error = chain(&error),
                 "a ready-made adapter can't be added"
-            ),
+            );
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Settings of what stands between the network and the routes.
 
 use std::env;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use axum::http::HeaderValue;
 
 use super::raw::RawServe;
 use super::serve::ConfigError;
+use super::units::Seconds;
 use crate::http::auth::{AccessOptions, Rate, Tokens};
 use crate::http::server::ConnectionLimits;
 
@@ -24,6 +26,11 @@ pub struct EdgeConfig {
     pub rate_limit: Option<Rate>,
     pub cors_origins: Vec<HeaderValue>,
     pub connections: ConnectionLimits,
+    /// Address of the listener for health and metrics alone.
+    pub health_bind: Option<SocketAddr>,
+    /// Host names, beside those of this machine, that readers without a token may use on a loopback
+    /// address.
+    pub allowed_hosts: Vec<String>,
 }
 
 impl EdgeConfig {
@@ -31,13 +38,17 @@ impl EdgeConfig {
         let defaults = ConnectionLimits::default();
         let connections = ConnectionLimits {
             connections: raw.max_connections.unwrap_or(defaults.connections),
-            read_timeout: raw
-                .read_timeout
-                .map_or(defaults.read_timeout, |time| time.0),
+            read_timeout: timeout("read-timeout", raw.read_timeout, defaults.read_timeout)?,
+            write_timeout: timeout("write-timeout", raw.write_timeout, defaults.write_timeout)?,
+            answer_timeout: timeout(
+                "answer-timeout",
+                raw.answer_timeout,
+                defaults.answer_timeout,
+            )?,
         };
-        if connections.connections == 0 || connections.read_timeout < Duration::from_millis(1) {
+        if connections.connections == 0 {
             return Err(ConfigError::Invalid(
-                "--max-connections must be at least 1, and --read-timeout longer than 0".to_owned(),
+                "--max-connections must be at least 1".to_owned(),
             ));
         }
         Ok(Self {
@@ -46,17 +57,30 @@ impl EdgeConfig {
             rate_limit: raw.rate_limit,
             cors_origins: origins(raw.cors_origin.as_deref().unwrap_or_default())?,
             connections,
+            health_bind: raw.health_bind,
+            allowed_hosts: raw.allowed_hosts.clone().unwrap_or_default(),
         })
     }
 
-    /// For a server that listens on `loopback` or not.
+    /// For a listener on a loopback address, or on another one.
     pub fn access(&self, loopback: bool) -> AccessOptions {
         AccessOptions {
             readers: self.readers.clone(),
             admins: self.admins.clone(),
             loopback,
+            allowed_hosts: self.allowed_hosts.clone(),
             rate_limit: self.rate_limit,
         }
+    }
+}
+
+fn timeout(flag: &str, given: Option<Seconds>, default: Duration) -> Result<Duration, ConfigError> {
+    let time = given.map_or(default, |time| time.0);
+    match time < Duration::from_millis(1) {
+        true => Err(ConfigError::Invalid(format!(
+            "--{flag} must be at least 1ms"
+        ))),
+        false => Ok(time),
     }
 }
 

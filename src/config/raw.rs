@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::units::{Bytes, DeviceChoice, Dtype, Seconds};
+use crate::distill::teacher_http::TeacherOrigin;
 use crate::http::auth::Rate;
 
 /// One source of settings; what it does not set is `None`. The keys of the TOML file are the long
@@ -35,7 +36,8 @@ pub struct RawServe {
     pub adapters: Option<PathBuf>,
 
     /// The encoder that answers: a catalog name, or a folder in the Hugging Face layout; or some of
-    /// its layers, counted from 0, as in mpnet-base@0,4,8 [default: minilm-l6].
+    /// its layers, counted from 0, as in mpnet-base@0,4,8 [default: the one that the state folder
+    /// was served with before, or minilm-l6].
     #[arg(long, env = "KDLORA_STUDENT", value_name = "NAME|DIR")]
     pub student: Option<String>,
 
@@ -198,14 +200,51 @@ pub struct RawServe {
     )]
     pub cors_origin: Option<Vec<String>>,
 
-    /// Most connections at a time; more wait [default: 1024].
+    /// Most connections at a time. Up to 16 more are accepted for health and metrics, and answer
+    /// anything else with status 503; the rest wait. Lowered where the process may not open enough
+    /// files [default: 1024].
     #[arg(long, env = "KDLORA_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<usize>,
 
-    /// How long a connection may keep the server waiting for a whole head, or for more of a body
-    /// [default: 30s].
+    /// How long a connection may keep the server waiting for a whole head, or for more of a body; a
+    /// body must also bring 8 KiB a second on the whole [default: 30s].
     #[arg(long, env = "KDLORA_READ_TIMEOUT", value_name = "TIME")]
     pub read_timeout: Option<Seconds>,
+
+    /// Close a connection whose client takes nothing of an answer for this long [default: 30s].
+    #[arg(long, env = "KDLORA_WRITE_TIMEOUT", value_name = "TIME")]
+    pub write_timeout: Option<Seconds>,
+
+    /// Close a connection whose client has not taken a whole answer after this long. Streams of
+    /// events have no such end [default: 2m].
+    #[arg(long, env = "KDLORA_ANSWER_TIMEOUT", value_name = "TIME")]
+    pub answer_timeout: Option<Seconds>,
+
+    /// Address of a second listener that answers only health checks and /metrics, so that no
+    /// number of other connections can keep them out [default: none].
+    #[arg(long, env = "KDLORA_HEALTH_BIND", value_name = "ADDRESS:PORT")]
+    pub health_bind: Option<SocketAddr>,
+
+    /// Host names, beside those of this machine, under which a server on a loopback address is
+    /// asked without a token for readers, as by a proxy that keeps the client's Host header;
+    /// comma-separated [default: none].
+    #[arg(
+        long,
+        env = "KDLORA_ALLOWED_HOSTS",
+        value_name = "NAMES",
+        value_delimiter = ','
+    )]
+    pub allowed_hosts: Option<Vec<String>>,
+
+    /// Origins of teachers over HTTP that get the token in KDLORA_TEACHER_TOKEN, comma-separated:
+    /// https://teacher.example.org; http only on a loopback address [default: none].
+    #[arg(
+        long,
+        env = "KDLORA_TEACHER_ORIGIN",
+        value_name = "ORIGINS",
+        value_delimiter = ','
+    )]
+    pub teacher_origin: Option<Vec<TeacherOrigin>>,
 }
 
 impl RawServe {
@@ -250,6 +289,11 @@ impl RawServe {
             cors_origin: self.cors_origin.or(other.cors_origin),
             max_connections: self.max_connections.or(other.max_connections),
             read_timeout: self.read_timeout.or(other.read_timeout),
+            write_timeout: self.write_timeout.or(other.write_timeout),
+            answer_timeout: self.answer_timeout.or(other.answer_timeout),
+            health_bind: self.health_bind.or(other.health_bind),
+            allowed_hosts: self.allowed_hosts.or(other.allowed_hosts),
+            teacher_origin: self.teacher_origin.or(other.teacher_origin),
         }
     }
 }

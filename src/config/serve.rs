@@ -12,6 +12,7 @@ use super::raw::RawServe;
 use super::units::DeviceChoice;
 use super::{Compute, ComputeError};
 use crate::distill::runner::JobLimits;
+use crate::distill::teacher_http::TeacherOrigin;
 use crate::http::auth::TokensError;
 use crate::parse::{self, ParseError};
 use crate::serving::{TaskSet, Wishes};
@@ -25,8 +26,9 @@ pub struct ServeConfig {
     pub cache: Option<PathBuf>,
     /// `None`: no ready-made adapters were found or named.
     pub adapters: Option<PathBuf>,
-    /// Catalog name or folder.
-    pub student: String,
+    /// Catalog name or folder. `None`: the one that the state folder was served with before, or
+    /// the default one.
+    pub student: Option<String>,
     /// Canonical, so that a path below it can be told from one that leads out.
     pub data_root: Option<PathBuf>,
     pub compute: Compute,
@@ -55,6 +57,8 @@ pub struct ServeConfig {
     pub job_gpu: JobGpu,
     /// Most bytes of a teacher's weights; 0 for no teacher.
     pub teacher_memory: u64,
+    /// Endpoints that get the token for teachers over HTTP.
+    pub teacher_origins: Vec<TeacherOrigin>,
     /// Task of the routes whose path names none.
     pub default_task: Option<String>,
     pub edge: EdgeConfig,
@@ -141,7 +145,7 @@ impl ServeConfig {
                 Some(path) => Some(existing_folder("adapters", path)?),
                 None => installed_adapters(),
             },
-            student: raw.student.unwrap_or_else(|| "minilm-l6".to_owned()),
+            student: raw.student,
             data_root: raw
                 .data_root
                 .map(|path| existing_folder("data-root", path))
@@ -185,6 +189,7 @@ impl ServeConfig {
                 share: share("job-gpu-share", raw.job_gpu_share.unwrap_or(0.5))?,
             },
             teacher_memory: raw.teacher_memory.map_or(1 << 30, |bytes| bytes.0),
+            teacher_origins: raw.teacher_origin.unwrap_or_default(),
             default_task: raw.default_task,
             edge,
         })
@@ -312,7 +317,7 @@ mod tests {
     fn defaults_make_a_whole_config() {
         let config = ServeConfig::load(typed(&[])).expect("defaults are valid");
         assert_eq!(config.bind.to_string(), "127.0.0.1:8080");
-        assert_eq!(config.student, "minilm-l6");
+        assert_eq!(config.student, None);
         assert!(config.threads >= 1);
         assert!(config.edge.admins.is_none());
     }

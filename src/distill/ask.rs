@@ -5,6 +5,7 @@
 //! serve, and leaves memory when it has not been asked for a while.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
@@ -14,13 +15,10 @@ use tokio::sync::oneshot;
 
 use super::PassError;
 use super::courtesy;
-use super::models::{
-    ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, GpuLimits, Places, Teacher, TeacherSource,
-};
+use super::models::{ADAPTER_WEIGHTS, Base, GpuLimits, Places, Teacher, TeacherSource};
 use super::spec::TeacherSpec;
-use crate::adapter::{Classifier, TaskConfig};
-use crate::encoder::Placement;
-use crate::encoder::{EncoderError, StoredTensors};
+use crate::adapter::{Classifier, KnownEncoders, TaskConfig};
+use crate::encoder::{EncoderError, EncoderId, Placement, StoredTensors};
 use crate::hub::{self, HubError};
 use crate::text::{Input, PackedBatch, Truncation};
 
@@ -36,6 +34,8 @@ pub struct Settings {
     pub memory: u64,
     /// How long a teacher stays in memory after its last answer.
     pub idle: Duration,
+    /// Encoders by name, to tell whether a teacher's adapter is its encoder's.
+    pub known: KnownEncoders,
 }
 
 /// Texts for a teacher.
@@ -47,6 +47,8 @@ pub struct Question {
     /// Tokens that a text is cut to, unless the encoder takes fewer.
     pub max_length: usize,
     pub truncation: Truncation,
+    /// Digest of the encoder that taught the version, if its report has it.
+    pub encoder_digest: Option<String>,
 }
 
 /// What a teacher said.
@@ -85,8 +87,18 @@ pub enum AskError {
     Unreadable(#[source] EncoderError),
     #[error("the teacher can't be loaded")]
     Load(#[source] Box<PassError>),
+    #[error(
+        "the encoder {found} is not the one that taught this version, which was {expected}; the \
+         files behind its name have changed"
+    )]
+    OtherTeacher {
+        found: EncoderId,
+        expected: EncoderId,
+    },
     #[error("the teacher can't answer")]
     Compute(#[source] Box<PassError>),
+    #[error("asking the teacher panicked")]
+    Panicked,
     #[error("the thread of teachers has ended")]
     Gone,
 }
@@ -151,8 +163,14 @@ impl Clerk {
             match questions.recv_timeout(self.settings.idle) {
                 Ok(Asked { question, reply }) => {
                     if !reply.is_closed() {
+                        let answer = caught(|| self.answer(&question)).inspect_err(|error| {
+                            if matches!(error, AskError::Panicked) {
+                                // It may be half loaded.
+                                self.loaded = None;
+                            }
+                        });
                         // The asker may go meanwhile.
-                        let _ = reply.send(self.answer(&question));
+                        let _ = reply.send(answer);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => self.loaded = None,
@@ -179,6 +197,18 @@ impl Clerk {
         else {
             return Err(AskError::Gone);
         };
+        if let Some(expected) = &question.encoder_digest
+            && *expected != base.digest
+        {
+            let id = |digest: &str| EncoderId {
+                name: base.name.clone(),
+                digest: digest.to_owned(),
+            };
+            return Err(AskError::OtherTeacher {
+                found: id(&base.digest),
+                expected: id(expected),
+            });
+        }
         let started = Instant::now();
         let logits = answers(base, classifier, question)
             .map_err(|error| AskError::Compute(Box::new(error)))?;
@@ -202,9 +232,10 @@ impl Clerk {
         }
         // An answer must not wait for hundreds of megabytes to be fetched.
         let folder = hub::resolve(&spec.model, &self.settings.cache).map_err(AskError::Missing)?;
-        let mut needed = bytes_in_memory(folder.join(ENCODER_WEIGHTS))?;
+        let mut needed = bytes_in_memory(StoredTensors::open(&folder))?;
         if let Some(adapter) = &spec.adapter {
-            needed += bytes_in_memory(Path::new(adapter).join(ADAPTER_WEIGHTS))?;
+            let weights = Path::new(adapter).join(ADAPTER_WEIGHTS);
+            needed += bytes_in_memory(StoredTensors::of_file(weights))?;
         }
         let allowed = self.settings.memory;
         if needed > allowed {
@@ -214,12 +245,14 @@ impl Clerk {
             student: String::new(),
             cache: self.settings.cache.clone(),
             adapters: PathBuf::new(),
+            known: self.settings.known.clone(),
             teacher_cache: None,
             placement: Placement::default(),
             gpu: GpuLimits::default(),
             threads: 1,
             memory_limit: None,
             checkpoints: None,
+            teacher_origins: Vec::new(),
         };
         let failed = |error| AskError::Load(Box::new(error));
         let Teacher { base, source } = Teacher::load(spec, &places).map_err(failed)?;
@@ -228,11 +261,16 @@ impl Clerk {
                 model: spec.model.clone(),
                 adapter: spec.adapter.clone(),
                 base,
-                classifier,
+                classifier: *classifier,
             }),
             TeacherSource::Untrained => Err(AskError::NotKept),
         }
     }
+}
+
+/// Turns a panic into an error: the next question must find the thread.
+fn caught<T>(work: impl FnOnce() -> Result<T, AskError>) -> Result<T, AskError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(AskError::Panicked))
 }
 
 /// One text a pass: the thread is alone, so batches would win little, and they take memory.
@@ -253,20 +291,15 @@ fn answers(
     Ok(logits)
 }
 
-/// Bytes of a safetensors file's numbers as f32, which is how they are computed with.
-fn bytes_in_memory(path: PathBuf) -> Result<u64, AskError> {
-    let file = StoredTensors::of_file(path).map_err(AskError::Unreadable)?;
-    let tensors = file.metadata().tensors();
-    let numbers = tensors.values().map(|tensor| {
-        let shape = tensor.shape.iter().map(|size| *size as u64);
-        shape.product::<u64>()
-    });
-    Ok(4 * numbers.sum::<u64>())
+/// Returns the size of stored tensors as f32, the type that they are computed with.
+fn bytes_in_memory(stored: Result<StoredTensors, EncoderError>) -> Result<u64, AskError> {
+    Ok(4 * stored.map_err(AskError::Unreadable)?.elements())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encoder::{encoder_digest, weight_bytes};
 
     fn golden(path: &str) -> String {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -279,6 +312,7 @@ mod tests {
             cache: PathBuf::from("no-cache"),
             memory,
             idle: Duration::from_secs(60),
+            known: KnownEncoders::default(),
         }
     }
 
@@ -296,6 +330,7 @@ mod tests {
             }],
             max_length: 16,
             truncation: Truncation::LongestFirst,
+            encoder_digest: None,
         }
     }
 
@@ -326,6 +361,14 @@ mod tests {
         let second = clerk.answer(&asked).expect("an answer");
         assert!(second.load.is_none(), "it is in memory");
         assert_eq!(first.logits, second.logits);
+        asked.encoder_digest = Some(encoder_digest(folder.path()).expect("a digest"));
+        clerk.answer(&asked).expect("it is the one that taught");
+        asked.encoder_digest = Some("of another".to_owned());
+        let refused = clerk.answer(&asked).expect_err("another one taught");
+        assert!(
+            matches!(refused, AskError::OtherTeacher { .. }),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -357,12 +400,16 @@ mod tests {
         let AskError::TooLarge { needed, allowed } = refused(1000, &large) else {
             panic!("it is larger than 1,000 bytes");
         };
-        let stored = std::fs::metadata(folder.path().join(ENCODER_WEIGHTS)).expect("a file");
+        let stored = weight_bytes(folder.path());
         assert_eq!(allowed, 1000);
-        assert!(
-            needed <= stored.len() && needed > stored.len() / 2,
-            "{needed}"
-        );
+        assert!(needed <= stored && needed > stored / 2, "{needed}");
+    }
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let panicked = caught::<()>(|| panic!("out of range"));
+        assert!(matches!(panicked, Err(AskError::Panicked)));
+        assert!(matches!(caught(|| Ok(1)), Ok(1)));
     }
 
     #[tokio::test]

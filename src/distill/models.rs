@@ -7,14 +7,17 @@ use super::PassError;
 use super::dataset::{Dataset, KnownTask, Row};
 use super::report::ModelSize;
 use super::spec::{TeacherSpec, TrainingSpec};
+use super::teacher_http::TeacherOrigin;
 use super::training::Checkpoints;
-use crate::adapter::{AdapterFolder, Classifier, TaskConfig};
-use crate::encoder::{Encoder, Placement, TaskWeights};
+use crate::adapter::{
+    AdapterError, AdapterFolder, Classifier, EncoderIdentity, KnownEncoders, TaskConfig,
+};
+use crate::encoder::{
+    Encoder, EncoderId, Placement, TaskWeights, cached_encoder_digest, weight_bytes,
+};
 use crate::hub;
 use crate::text::{Sequence, Tokenizer, Truncation};
 
-/// Weights of an encoder, in its folder.
-pub const ENCODER_WEIGHTS: &str = "model.safetensors";
 /// Weights of an adapter, in its folder.
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
@@ -27,6 +30,8 @@ pub struct Places {
     pub cache: PathBuf,
     /// Ready-made adapters: `{task}/teacher` holds a teacher's.
     pub adapters: PathBuf,
+    /// Encoders by name, to tell whether a teacher's adapter is its encoder's.
+    pub known: KnownEncoders,
     /// Folder in which teachers' answers are kept between passes, if they are.
     pub teacher_cache: Option<PathBuf>,
     /// Where models compute.
@@ -39,6 +44,8 @@ pub struct Places {
     pub memory_limit: Option<u64>,
     /// Where a pass keeps its trainings while it runs, if it does.
     pub checkpoints: Option<Checkpoints>,
+    /// Endpoints that get the token for teachers over HTTP.
+    pub teacher_origins: Vec<TeacherOrigin>,
 }
 
 /// What a training may take of a GPU that others use too.
@@ -62,6 +69,8 @@ impl Default for GpuLimits {
 /// An encoder with its tokenizer.
 pub struct Base {
     pub name: String,
+    /// Digest of the encoder.
+    pub digest: String,
     pub dir: PathBuf,
     pub encoder: Arc<Encoder>,
     pub tokenizer: Tokenizer,
@@ -73,15 +82,41 @@ impl Base {
         let dir = hub::pull(name, &places.cache, false)?;
         Ok(Self {
             name: name.to_owned(),
+            digest: cached_encoder_digest(&dir, &places.cache)?,
             encoder: Arc::new(places.placement.load(&dir)?),
             tokenizer: Tokenizer::load(&dir)?,
             dir,
         })
     }
 
-    /// Tokens that the rows of a pass are cut to: the asked length, or the encoder's own limit.
+    /// Refuses an adapter of another encoder, and warns of one that does not say whose it is.
+    pub(in crate::distill) fn admit(
+        &self,
+        adapter: &Path,
+        known: &KnownEncoders,
+    ) -> Result<(), AdapterError> {
+        let identity = EncoderIdentity {
+            id: EncoderId {
+                name: self.name.clone(),
+                digest: self.digest.clone(),
+            },
+            known: known.clone(),
+        };
+        let base = identity.admit(adapter)?;
+        if base.digest.is_none() {
+            tracing::warn!(
+                encoder = self.name,
+                "it is not known which encoder the teacher's adapter was trained on"
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns the tokens that the rows of a pass are cut to: the asked length, or the limit of the
+    /// encoder or its tokenizer.
     pub fn max_length(&self, asked: usize) -> usize {
-        asked.min(self.encoder.config().max_sequence_length())
+        let most = self.encoder.config().max_sequence_length();
+        self.tokenizer.max_length(asked.min(most))
     }
 
     /// What a classifier of this encoder answers and reads that is trained on `data`.
@@ -94,6 +129,7 @@ impl Base {
             truncation: training.truncation,
             temperature: 1.0,
             base_model: Some(self.name.clone()),
+            base_digest: Some(self.digest.clone()),
         }
     }
 
@@ -124,9 +160,10 @@ impl Base {
     ) -> ModelSize {
         ModelSize {
             encoder: self.name.clone(),
+            encoder_digest: Some(self.digest.clone()),
             parameters: self.encoder.parameters() + weights.parameters(),
             trainable,
-            encoder_bytes: file_bytes(&self.dir.join(ENCODER_WEIGHTS)),
+            encoder_bytes: weight_bytes(&self.dir),
             adapter_bytes,
         }
     }
@@ -141,9 +178,9 @@ pub fn file_bytes(path: &Path) -> u64 {
 pub enum TeacherSource {
     /// A classifier that answers as it is.
     Trained {
-        classifier: Classifier,
+        classifier: Box<Classifier>,
         adapter_bytes: Option<u64>,
-        /// What its answers depend on.
+        /// What its answers depend on beside the encoder's digest.
         files: Vec<PathBuf>,
     },
     /// An encoder that is fine-tuned first.
@@ -161,18 +198,16 @@ impl Teacher {
         let mut base = Base::load(&spec.model, places)?;
         if let Some(adapter) = &spec.adapter {
             let dir = adapter_folder(adapter, places);
+            base.admit(&dir, &places.known)?;
             let folder = AdapterFolder::read(&dir)?;
             let classifier = Classifier::from_adapter(base.encoder.clone(), &folder)?;
             base.encoder = classifier.encoder.clone();
             let weights = dir.join(ADAPTER_WEIGHTS);
+            let adapter_bytes = Some(file_bytes(&weights));
             let source = TeacherSource::Trained {
-                classifier,
-                adapter_bytes: Some(file_bytes(&weights)),
-                files: vec![
-                    base.dir.join(ENCODER_WEIGHTS),
-                    weights,
-                    dir.join("adapter_config.json"),
-                ],
+                classifier: Box::new(classifier),
+                adapter_bytes,
+                files: vec![weights, dir.join("adapter_config.json")],
             };
             return Ok(Self { base, source });
         }
@@ -183,9 +218,9 @@ impl Teacher {
         let classifier = Classifier::load(&base.dir, &places.placement)?;
         base.encoder = classifier.encoder.clone();
         let source = TeacherSource::Trained {
-            classifier,
+            classifier: Box::new(classifier),
             adapter_bytes: None,
-            files: vec![base.dir.join(ENCODER_WEIGHTS)],
+            files: Vec::new(),
         };
         Ok(Self { base, source })
     }

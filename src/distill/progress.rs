@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Event {
     /// A stage has begun.
     Stage { stage: Stage },
+    /// The data have been read, or judged once more; replaces what was said before.
+    Data { warnings: Vec<String> },
     /// Work within the stage.
     Step(Step),
     /// The version folder is complete: adapter and `report.json` stand in the output folder.

@@ -6,6 +6,7 @@
 //! on from its last checkpoint, a few times; any other end without a result (an error, a crash)
 //! ends the job with a reason, and nothing else.
 
+mod environment;
 mod limits;
 mod process;
 
@@ -19,11 +20,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::parse;
+use crate::private_folders::PrivateFolders;
 use crate::store::{Change, ChangeKind, Job, JobState, MAX_ATTEMPTS, Store, StoreError};
 use crate::telemetry::{Metrics, chain};
 pub use limits::JobLimits;
@@ -31,6 +34,9 @@ use process::{Ending, Supervisor};
 
 /// After a failure of the database.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// After the system had no process, file or space for a job.
+const START_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Brings a task, given by name, into service as the store has it by then. Given by the server;
 /// called after each promotion, rollback and withdrawal.
@@ -62,7 +68,7 @@ impl LiveHook {
         let Err(error) = self.refresh(task).await else {
             return Ok(());
         };
-        let reason = format!("could not be taken into service: {error}");
+        let reason = format!("could not be taken into service: {}", chain(&*error));
         if let Err(error) = undo(store, task, &reason).await {
             tracing::error!(task, %error, "could not go back to the version in service");
         }
@@ -97,12 +103,14 @@ pub struct RunnerConfig {
     pub program: PathBuf,
     /// Before the arguments that name the job: `distill`, and what all jobs share.
     pub arguments: Vec<OsString>,
-    /// Variables that the processes get beside the server's own.
+    /// Variables that the processes get beside those of the server that they need.
     pub environment: Vec<(OsString, OsString)>,
     pub live_hook: LiveHook,
     pub metrics: Arc<Metrics>,
     /// Bounds of every process; a request may ask for tighter ones.
     pub limits: JobLimits,
+    /// Folders whose place is left out of the reason why a job failed.
+    pub private: PrivateFolders,
 }
 
 /// The one who runs jobs. Clones are handles of the same one.
@@ -129,6 +137,8 @@ struct Shared {
 struct Running {
     id: String,
     cancel: CancellationToken,
+    /// Cancelled when the process has ended and the database has refused to record how.
+    unrecorded: CancellationToken,
     /// Cancelled when the job's row says how it ended.
     ended: CancellationToken,
 }
@@ -138,6 +148,8 @@ enum After {
     IsOver,
     /// In the queue, for its next attempt.
     Waits,
+    /// In the queue, until the system has room for its process.
+    WaitsForRoom,
 }
 
 /// The part of a spec that the runner needs.
@@ -188,23 +200,39 @@ impl Runner {
     /// is [`StoreError::JobOver`].
     pub async fn cancel(&self, id: &str) -> Result<Job, StoreError> {
         let store = &self.shared.store;
-        let running = {
-            let running = self.shared.running.lock().await;
-            if let Some(job) = store.cancel_queued_job(id).await? {
-                store.clear_job_folder(id).await?;
-                self.shared.count_jobs().await;
-                return Ok(job);
-            }
-            running.clone().filter(|running| running.id == id)
-        };
-        if let Some(running) = &running {
+        loop {
+            let running = {
+                let running = self.shared.running.lock().await;
+                match running.as_ref().filter(|running| running.id == id) {
+                    Some(running) => running.clone(),
+                    // No process: while the lock is held none is started.
+                    None => {
+                        let job = store.cancel_job(id).await?;
+                        self.shared.clear(id).await;
+                        self.shared.count_jobs().await;
+                        return Ok(job);
+                    }
+                }
+            };
             running.cancel.cancel();
-            running.ended.cancelled().await;
-        }
-        let job = store.job(id).await?;
-        match (running, job.state) {
-            (Some(_), JobState::Cancelled) => Ok(job),
-            (_, state) => Err(StoreError::JobOver { id: job.id, state }),
+            tokio::select! {
+                () = running.ended.cancelled() => {}
+                // The process is gone. The answer must not wait until there is room on the disk.
+                () = running.unrecorded.cancelled() => match store.cancel_job(id).await {
+                    // Recorded after all.
+                    Err(StoreError::JobOver { .. }) => {}
+                    cancelled => return cancelled,
+                },
+            }
+            let job = store.job(id).await?;
+            match job.state {
+                JobState::Cancelled => return Ok(job),
+                state if state.is_over() => {
+                    return Err(StoreError::JobOver { id: job.id, state });
+                }
+                // Its process was killed by somebody else first, so it is in the queue again.
+                _ => {}
+            }
         }
     }
 
@@ -245,9 +273,12 @@ impl Shared {
         while !self.stop.is_cancelled() {
             match self.take().await {
                 Ok(Some((job, running))) => {
-                    self.run(&job, &running).await;
+                    let after = self.run(&job, &running).await;
                     *self.running.lock().await = None;
                     running.ended.cancel();
+                    if let Some(After::WaitsForRoom) = after {
+                        self.pause(tokio::time::sleep(START_AGAIN_AFTER)).await;
+                    }
                 }
                 Ok(None) => self.pause(self.wake.notified()).await,
                 Err(error) => {
@@ -274,6 +305,7 @@ impl Shared {
         let entry = Running {
             id: job.id.clone(),
             cancel: CancellationToken::new(),
+            unrecorded: CancellationToken::new(),
             ended: CancellationToken::new(),
         };
         *running = Some(entry.clone());
@@ -296,7 +328,8 @@ impl Shared {
         }
     }
 
-    async fn run(&self, job: &Job, running: &Running) {
+    /// Runs a job's process to its end. `None` when that could not be recorded.
+    async fn run(&self, job: &Job, running: &Running) -> Option<After> {
         tracing::info!(job = job.id, task = job.task, "job started");
         let supervisor = Supervisor {
             store: &self.store,
@@ -310,30 +343,59 @@ impl Shared {
         let ending = supervisor.run().await;
         self.config.metrics.training(None, None);
         self.config.metrics.training_gpu_memory(None);
-        match self.record(job, ending).await {
-            Ok(After::Waits) => {}
-            Ok(After::IsOver) => {
-                if let Err(error) = self.store.clear_job_folder(&job.id).await {
-                    tracing::warn!(job = job.id, %error, "could not clear the job's folder");
+        let after = loop {
+            match self.record(job, &ending).await {
+                // Cancelled while the row could not be written.
+                Ok(After::IsOver) | Err(StoreError::JobOver { .. }) => {
+                    self.clear(&job.id).await;
+                    break Some(After::IsOver);
+                }
+                Ok(waits) => break Some(waits),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::error!(job = job.id, error, "could not record how the job ended");
                 }
             }
-            // The row stays at "running"; the next server puts it back into the queue.
-            Err(error) => {
-                tracing::error!(job = job.id, %error, "could not record how the job ended");
+            running.unrecorded.cancel();
+            self.pause(tokio::time::sleep(RETRY_AFTER)).await;
+            if self.stop.is_cancelled() {
+                // The row stays at "running"; the next server puts it back into the queue.
+                break None;
             }
-        }
+        };
         self.count_jobs().await;
+        after
     }
 
-    async fn record(&self, job: &Job, ending: Ending) -> Result<After, StoreError> {
+    /// Clears the folder of a job whose row says that it is over. What is left because of an error
+    /// is removed by the next server.
+    async fn clear(&self, id: &str) {
+        if let Err(error) = self.store.clear_job_folder(id).await {
+            let error = chain(&error);
+            tracing::warn!(job = id, error, "could not clear the job's folder");
+        }
+    }
+
+    /// Writes down how a job ended. After an error nothing has changed, and it can be tried again.
+    async fn record(&self, job: &Job, ending: &Ending) -> Result<After, StoreError> {
         match ending {
-            Ending::Done { out } => self.keep(job, &out).await?,
+            Ending::Done { out } => self.keep(job, out).await?,
             Ending::Cancelled => {
                 self.store.cancel_job(&job.id).await?;
             }
             Ending::Interrupted => {
                 self.store.requeue_job(&job.id, false).await?;
                 return Ok(After::Waits);
+            }
+            Ending::Later(error) => {
+                self.store.requeue_job(&job.id, false).await?;
+                tracing::warn!(
+                    job = job.id,
+                    task = job.task,
+                    %error,
+                    "the job's process could not be started; it is tried again"
+                );
+                return Ok(After::WaitsForRoom);
             }
             Ending::Killed(reason) if job.attempts < MAX_ATTEMPTS => {
                 self.store.requeue_job(&job.id, true).await?;
@@ -344,7 +406,7 @@ impl Shared {
                 let reason = format!("{reason}; it was tried {} times", job.attempts);
                 self.fail(job, &reason).await?;
             }
-            Ending::Failed(reason) => self.fail(job, &reason).await?,
+            Ending::Failed(reason) => self.fail(job, reason).await?,
         }
         tracing::info!(job = job.id, task = job.task, "job ended");
         Ok(After::IsOver)
@@ -352,13 +414,15 @@ impl Shared {
 
     async fn fail(&self, job: &Job, reason: &str) -> Result<(), StoreError> {
         tracing::warn!(job = job.id, task = job.task, reason, "job failed");
-        self.store.fail_job(&job.id, reason).await?;
+        let reason = self.config.private.hide(reason);
+        self.store.fail_job(&job.id, &reason).await?;
         Ok(())
     }
 
     /// Makes a version of the output, and promotes it if that is wanted and the gate says yes.
     async fn keep(&self, job: &Job, out: &Path) -> Result<(), StoreError> {
-        let promote = match self.promotion(job, out).await {
+        let spec = self.store.job_spec(&job.id).await?;
+        let promote = match self.promotion(spec, out).await {
             Ok(promote) => promote,
             Err(error) => {
                 let reason = format!("the report of the pass cannot be used: {error}");
@@ -371,6 +435,8 @@ impl Shared {
             .await;
         let version = match finished {
             Ok(version) => version,
+            Err(error @ StoreError::JobOver { .. }) => return Err(error),
+            Err(error) if error.is_temporary() => return Err(error),
             Err(error) => {
                 let reason = format!("the version could not be kept: {}", chain(&error));
                 return self.fail(job, &reason).await;
@@ -389,8 +455,7 @@ impl Shared {
     }
 
     /// The reason to promote, if there is one.
-    async fn promotion(&self, job: &Job, out: &Path) -> Result<Option<String>, HookError> {
-        let spec = self.store.job_spec(&job.id).await?;
+    async fn promotion(&self, spec: Value, out: &Path) -> Result<Option<String>, HookError> {
         let wishes: Wishes = parse::value(spec)?;
         let report = tokio::fs::read(out.join("report.json")).await?;
         let verdict: Verdict = parse::json(&report)?;

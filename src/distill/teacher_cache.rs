@@ -1,18 +1,19 @@
 //! A teacher's answers, kept between passes.
 //!
-//! One file a teacher, named by the digest of its weights and the length its inputs are cut to (of
-//! one over HTTP, by the digest of what is known of it); a line of JSON an answer: the digest of the
-//! token ids (or the text), and the logits. Lines are only ever
+//! One file a teacher, named by the digest of its encoder, the sums of its weights and the length
+//! that its inputs are cut to (of one over HTTP, by the digest of what is known of it); a line of
+//! JSON an answer: the digest of the token ids (or the text), and the logits. Lines are only ever
 //! appended, so a process that is killed leaves at worst a torn last line, which is passed over.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::adapter::sha256;
 use crate::parse;
 use crate::text::{Input, Sequence};
 
@@ -30,15 +31,21 @@ struct Line {
 }
 
 impl TeacherCache {
-    /// The cache in `folder` of the teacher whose weights are `files`.
+    /// The cache in `folder` of the teacher that has the encoder of that digest and, beside it, the
+    /// weights in `files`.
     ///
     /// # Errors
     /// A file of the teacher or the cache cannot be read.
-    pub fn open(folder: &Path, files: &[PathBuf], max_length: usize) -> io::Result<Self> {
-        let mut digest = Sha256::new();
+    pub fn open(
+        folder: &Path,
+        encoder: &str,
+        files: &[PathBuf],
+        max_length: usize,
+    ) -> io::Result<Self> {
+        let mut digest = Sha256::new_with_prefix(encoder);
         digest.update(max_length.to_le_bytes());
         for file in files {
-            update_with_file(&mut digest, file)?;
+            digest.update(sha256(file)?);
         }
         Self::at(folder, digest)
     }
@@ -147,17 +154,6 @@ fn key_of_text(input: &Input) -> String {
     short(digest)
 }
 
-fn update_with_file(digest: &mut Sha256, path: &Path) -> io::Result<()> {
-    let mut file = File::open(path)?;
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(()),
-            n => digest.update(&block[..n]),
-        }
-    }
-}
-
 /// Its first 16 bytes in hexadecimal digits.
 fn short(digest: Sha256) -> String {
     format!("{:.32}", format!("{:x}", digest.finalize()))
@@ -187,13 +183,16 @@ mod tests {
     fn answers_are_there_for_the_next_pass_and_for_that_teacher_only() {
         let (place, weights) = place();
         let folder = place.path().join("cache");
-        let open = |length| TeacherCache::open(&folder, std::slice::from_ref(&weights), length);
+        let files = std::slice::from_ref(&weights);
+        let of = |encoder, length| TeacherCache::open(&folder, encoder, files, length);
+        let open = |length| of("aa", length);
         let mut cache = open(128).unwrap();
         let (a, logits) = (sequence(&[1, 2]), vec![0.5, -1.25]);
         cache.extend([(&a, &logits)].into_iter()).unwrap();
         assert_eq!(open(128).unwrap().get(&a), Some(&logits));
         assert_eq!(open(128).unwrap().get(&sequence(&[1])), None);
         assert_eq!(open(64).unwrap().get(&a), None);
+        assert_eq!(of("bb", 128).unwrap().get(&a), None);
         fs::write(&weights, "others").unwrap();
         assert_eq!(open(128).unwrap().get(&a), None);
     }
@@ -201,7 +200,7 @@ mod tests {
     #[test]
     fn a_torn_line_loses_itself_only() {
         let (place, weights) = place();
-        let open = || TeacherCache::open(place.path(), std::slice::from_ref(&weights), 8);
+        let open = || TeacherCache::open(place.path(), "aa", std::slice::from_ref(&weights), 8);
         let (a, b, logits) = (sequence(&[1]), sequence(&[2]), vec![1.0]);
         let mut cache = open().unwrap();
         cache

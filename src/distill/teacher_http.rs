@@ -6,12 +6,16 @@
 //! until [`HttpTeacherSpec::patience_seconds`] are over, so that a pass survives a teacher's
 //! restart; every answer goes to the cache at once, so that the next pass asks for the rest only.
 //!
-//! Only who may use the admin routes can name an endpoint, over http or https; redirections are
-//! not followed, answers are bounded in size and time, and of an answer that is no prediction only
-//! its `error` is told.
+//! Only who may use the admin routes can name an endpoint, over http or https. What its name stands
+//! for is checked when a connection is made, and no proxy of the environment is used, which would
+//! look the name up by itself. The operator's token goes to the origins that the operator has named.
+//! Redirections are not followed, answers are bounded in size and time, and of an answer that is no
+//! prediction only its `error` is told.
 
 mod answer;
 mod client;
+mod origin;
+mod resolver;
 #[cfg(test)]
 mod tests;
 
@@ -25,14 +29,12 @@ use std::time::Duration;
 
 use self::answer::{Names, Reading, Scores};
 use self::client::Client;
+pub use self::origin::{OriginError, TOKEN_VARIABLE, TeacherOrigin, TeacherToken};
 use super::dataset::KnownTask;
 use super::spec::{DataSpec, HttpTeacherSpec};
 use super::teacher_cache::TeacherCache;
 use crate::adapter::ProblemType;
 use crate::text::Input;
-
-/// The variable with the token that is sent to the endpoint as `Authorization: Bearer`.
-pub const TOKEN_VARIABLE: &str = "KDLORA_TEACHER_TOKEN";
 
 /// Asked first, for the names of the labels.
 const PROBE: &str = "a text to learn the label names from";
@@ -47,6 +49,13 @@ pub enum HttpTeacherError {
         /// What the answer gives as its error, if it does.
         message: Option<String>,
     },
+    #[error(
+        "the teacher at {url} answered with status {status}; the token in {TOKEN_VARIABLE} was not \
+         sent, since --teacher-origin does not name this origin"
+    )]
+    TokenWithheld { url: String, status: u16 },
+    #[error("the teacher at {url} is not asked: {reason}")]
+    Address { url: String, reason: String },
     #[error("the teacher at {url} could not be reached within {} s: {reason}", patience.as_secs())]
     Unreachable {
         url: String,
@@ -93,7 +102,7 @@ impl HttpTeacher {
     pub fn connect(
         spec: &HttpTeacherSpec,
         data: &DataSpec,
-        token: Option<String>,
+        token: Option<&TeacherToken>,
     ) -> Result<Self, HttpTeacherError> {
         let client = Client::new(spec, token);
         let probe = Input {
@@ -124,6 +133,15 @@ impl HttpTeacher {
 
     pub fn known_task(&self) -> KnownTask {
         self.task.clone()
+    }
+
+    /// Returns the error of an endpoint that has given one label, which makes it a regression, where
+    /// the rows turn out to be of several classes: it gives its best label only.
+    pub fn only_label(&self) -> Option<HttpTeacherError> {
+        match self.names.theirs.as_slice() {
+            [only] => Some(self.client.labels_unusable(answer::only_label(only))),
+            _ => None,
+        }
     }
 
     /// Logits of the inputs, in order, `[inputs][labels]`; those that the cache in `folder` knows

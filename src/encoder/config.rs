@@ -5,7 +5,9 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::deberta::DebertaFile;
-use super::{ConvConfig, EncoderError, Family, RelativeAttention};
+use super::{ConvConfig, DisentangledConfig, EncoderError, Family, RelativeAttention};
+use crate::files::{self, MAX_JSON_BYTES};
+use crate::lfs::refuse_pointer;
 use crate::parse;
 use crate::text::PackedBatch;
 
@@ -68,12 +70,13 @@ struct File {
 impl EncoderConfig {
     pub fn read(dir: &Path) -> Result<Self, EncoderError> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| EncoderError::Read {
+        let bytes = files::read(&path, MAX_JSON_BYTES).map_err(|source| EncoderError::Read {
             path: path.clone(),
             source,
         })?;
+        refuse_pointer(&path, &bytes)?;
         let file: File =
-            parse::json(text.as_bytes()).map_err(|source| EncoderError::Config { path, source })?;
+            parse::json(&bytes).map_err(|source| EncoderError::Config { path, source })?;
         Self::from_file(file)
     }
 
@@ -170,6 +173,65 @@ impl EncoderConfig {
             return unsupported("max_position_embeddings is too small".into());
         }
         Ok(config)
+    }
+
+    /// Spells out every field, for the [digest](super::encoder_digest) of the encoder.
+    ///
+    /// A field that is added later must leave the text as it is for every configuration that could
+    /// be read without it: write it only where it has another value.
+    pub(super) fn canonical(&self) -> String {
+        // Without `..`, so that nobody adds a field and forgets the digest.
+        let Self {
+            family,
+            vocab_size,
+            hidden_size,
+            num_hidden_layers,
+            num_attention_heads,
+            intermediate_size,
+            max_position_embeddings,
+            type_vocab_size,
+            embedding_size,
+            position_embeddings,
+            padding_idx,
+            layer_norm_eps,
+            relative,
+            score_terms,
+            conv,
+        } = self;
+        let relative = match relative {
+            RelativeAttention::None => "none".to_owned(),
+            RelativeAttention::Bias(buckets) => format!("bias {buckets}"),
+            RelativeAttention::Disentangled(DisentangledConfig {
+                position_buckets,
+                max_relative_positions,
+                query,
+                key,
+                share_att_key,
+                normalised,
+            }) => format!(
+                "disentangled {position_buckets:?} {max_relative_positions} {query} {key} \
+                 {share_att_key} {normalised}"
+            ),
+        };
+        let conv = match conv {
+            None => "none".to_owned(),
+            Some(ConvConfig {
+                kernel_size,
+                groups,
+                activation,
+            }) => format!("{kernel_size} {groups} {activation:?}"),
+        };
+        format!(
+            "family {}\nvocab_size {vocab_size}\nhidden_size {hidden_size}\n\
+             num_hidden_layers {num_hidden_layers}\nnum_attention_heads {num_attention_heads}\n\
+             intermediate_size {intermediate_size}\n\
+             max_position_embeddings {max_position_embeddings}\n\
+             type_vocab_size {type_vocab_size}\nembedding_size {embedding_size}\n\
+             position_embeddings {position_embeddings}\npadding_idx {padding_idx:?}\n\
+             layer_norm_eps {layer_norm_eps:e}\nrelative {relative}\nscore_terms {score_terms}\n\
+             conv {conv}\n",
+            family.model_type()
+        )
     }
 
     /// Most tokens of a sequence, special tokens included.

@@ -76,6 +76,11 @@ impl Head {
         mut tensors: BTreeMap<String, Tensor>,
     ) -> Result<Self, EncoderError> {
         let names = HeadNames::of(family);
+        let parts = ["weight", "bias"].map(|part| format!("{}.{part}", names.projection));
+        if !parts.iter().any(|part| tensors.contains_key(part)) {
+            let name = names.projection;
+            return Err(EncoderError::MissingHead { name });
+        }
         let labels = match tensors.get(&format!("{}.weight", names.projection)) {
             Some(weight) if weight.dims().len() == 2 => weight.dims()[0],
             _ => 1,

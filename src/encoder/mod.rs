@@ -8,6 +8,7 @@ mod config;
 mod conv;
 mod deberta;
 mod dense;
+mod digest;
 mod error;
 mod family;
 mod head;
@@ -25,12 +26,17 @@ mod weights;
 
 pub use config::EncoderConfig;
 pub use conv::ConvConfig;
+pub use digest::{EncoderId, cached_encoder_digest, encoder_digest, shown_encoder};
 pub use error::EncoderError;
 pub use family::Family;
 pub use head::HeadNames;
 pub use placement::Placement;
 pub use relative::{DisentangledConfig, RelativeAttention};
-pub use stored::StoredTensors;
+#[cfg(test)]
+pub(crate) use stored::tests::copy_in_shards;
+pub use stored::{
+    RawTensor, StoredTensors, WEIGHTS, WEIGHTS_INDEX, shard_names, weight_bytes, weight_files,
+};
 pub use task::{LoraModule, TaskWeights, dora_gain};
 pub use weights::Weights;
 
@@ -133,7 +139,8 @@ impl ShareDropout {
 }
 
 impl Encoder {
-    /// Reads a folder in Hugging Face's layout: `config.json` and `model.safetensors`.
+    /// Reads a folder in Hugging Face's layout: `config.json` and the weights (see
+    /// [`StoredTensors`]).
     pub fn load(dir: &Path, device: &Device) -> Result<Self, EncoderError> {
         let placement = match device.is_cpu() {
             true => Placement::default(),

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 
 use super::dense::Dense;
 use super::layer::{Layer, Slot};
+use super::weights::bytes;
 use super::{Encoder, EncoderError, LinearSpec, Site, Weights};
 use crate::ops::{PackedLinear, Precision};
 
@@ -168,17 +169,29 @@ impl Encoder {
 
     /// Bytes of weights that are not shared with `other`.
     pub fn bytes_beside(&self, other: &Self) -> usize {
-        let packed = |encoder: &Self| {
-            let linears = encoder.layers.iter().flat_map(Layer::linears);
-            let linears = linears.chain(&encoder.projection);
-            let packed = linears.filter_map(Dense::packed).cloned();
-            packed.collect::<Vec<Arc<PackedLinear>>>()
+        let is_theirs = |linear: &&Arc<PackedLinear>| {
+            let mut theirs = other.packed_linears();
+            theirs.any(|other| Arc::ptr_eq(linear, other))
         };
-        let theirs = packed(other);
-        let own = packed(self).into_iter();
-        let own = own.filter(|linear| !theirs.iter().any(|other| Arc::ptr_eq(linear, other)));
+        let own = self.packed_linears().filter(|linear| !is_theirs(linear));
         let bytes: usize = own.map(|linear| linear.bytes()).sum();
         bytes + self.weights.bytes_beside(&other.weights)
+    }
+
+    /// Memory of the linears, which an adapter that is merged changes.
+    pub fn linear_bytes(&self) -> usize {
+        let packed: usize = self.packed_linears().map(|linear| linear.bytes()).sum();
+        let plain = self.linears.iter().filter_map(|spec| {
+            let weight = format!("{}.weight", spec.name);
+            self.weights.find(&weight).map(bytes)
+        });
+        packed + plain.sum::<usize>()
+    }
+
+    fn packed_linears(&self) -> impl Iterator<Item = &Arc<PackedLinear>> {
+        let linears = self.layers.iter().flat_map(Layer::linears);
+        let linears = linears.chain(&self.projection);
+        linears.filter_map(Dense::packed)
     }
 }
 

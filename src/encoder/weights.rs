@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::stored::StoredTensors;
 use super::{EncoderError, Family, HeadNames};
-use crate::ops::{Linear, Norm};
+use crate::ops::{Linear, Norm, is_finite};
 
 /// Memory of a tensor's elements.
 pub(super) fn bytes(tensor: &Tensor) -> usize {
@@ -19,7 +19,10 @@ pub(super) fn bytes(tensor: &Tensor) -> usize {
 pub struct Weights(BTreeMap<String, Tensor>);
 
 impl Weights {
-    /// Reads `model.safetensors` of a folder.
+    /// Reads the weights of a model folder.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, or a value is not finite.
     pub fn read(dir: &Path, family: Family, device: &Device) -> Result<Self, EncoderError> {
         Self::read_where(dir, family, device, |_| true)
     }
@@ -32,11 +35,22 @@ impl Weights {
         wanted: impl Fn(&str) -> bool,
     ) -> Result<Self, EncoderError> {
         let stored = StoredTensors::open(dir)?;
-        let names = stored.names().into_iter();
-        names
-            .filter_map(|name| Some((name_here(family, &name)?, name)))
+        let read = |name: &str| {
+            let tensor = stored.read(name, &Device::Cpu)?;
+            // Such a model would answer NaN, or train to it, without a word about the cause.
+            if !is_finite(&tensor)? {
+                return Err(EncoderError::NotFinite {
+                    folder: dir.to_path_buf(),
+                    name: name.to_owned(),
+                });
+            }
+            Ok(tensor.to_device(device)?)
+        };
+        stored
+            .names()
+            .filter_map(|name| Some((name_here(family, name)?, name)))
             .filter(|(here, _)| wanted(here))
-            .map(|(here, name)| Ok((here, stored.read(&name, device)?)))
+            .map(|(here, name)| Ok((here, read(name)?)))
             .collect()
     }
 
@@ -175,7 +189,7 @@ impl FromIterator<(String, Tensor)> for Weights {
 }
 
 /// The name of a weight here; `None` for one that classification does not use.
-fn name_here(family: Family, stored: &str) -> Option<String> {
+pub(super) fn name_here(family: Family, stored: &str) -> Option<String> {
     let name = match stored.strip_prefix(family.prefix()) {
         Some(rest) => rest.strip_prefix('.').unwrap_or(stored),
         None => stored,

@@ -11,6 +11,7 @@ mod adapters;
 mod archive;
 mod checks;
 mod distill;
+mod inline_rows;
 mod job_events;
 mod jobs;
 mod places;
@@ -25,12 +26,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt};
 use utoipa_axum::routes;
 
 use super::Limits;
 use super::error::{ApiError, Problem};
+use crate::adapter::EncoderIdentity;
 use crate::distill::ask::TeacherDesk;
 use crate::distill::runner::{LiveHook, Runner};
 use crate::store::{Store, StoreError};
@@ -46,8 +48,8 @@ pub struct AdminConfig {
     pub live_hook: LiveHook,
     /// Canonical folder below which clients may name data and models.
     pub data_root: Option<PathBuf>,
-    /// The encoder that serves, as the user named it.
-    pub student: String,
+    /// The encoder that serves.
+    pub student: Arc<EncoderIdentity>,
     /// Tries an adapter on the student that serves.
     pub check_adapter: AdapterCheck,
     /// Folder of the ready-made adapters; those of teachers are `{adapters}/{name}/teacher`.
@@ -59,6 +61,8 @@ pub struct AdminConfig {
     pub limits: Limits,
     /// Bytes of a request with uploaded files.
     pub max_upload_bytes: usize,
+    /// Clients that follow jobs by server-sent events at a time.
+    pub max_event_streams: usize,
 }
 
 /// The state of the handlers.
@@ -68,14 +72,17 @@ struct Admin {
     runner: Runner,
     live_hook: LiveHook,
     check_adapter: AdapterCheck,
+    student: Arc<EncoderIdentity>,
     places: Arc<Places>,
     cache: PathBuf,
     teachers: TeacherDesk,
     limits: Limits,
     /// Bytes that an archive may unpack to.
     max_upload: usize,
-    /// A data set is read into memory to be checked: one at a time.
-    checks: Arc<Semaphore>,
+    /// Requests are read into memory, many times their size, and checked one at a time.
+    turns: Arc<Semaphore>,
+    /// Places of streams of events.
+    event_streams: Arc<Semaphore>,
 }
 
 /// The routes of `/admin`, with their state.
@@ -86,8 +93,9 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         runner: config.runner,
         live_hook: config.live_hook,
         check_adapter: config.check_adapter,
+        student: Arc::clone(&config.student),
         places: Arc::new(Places {
-            student: config.student,
+            student: config.student.id.name.clone(),
             data_root: config.data_root,
             adapters: config.adapters,
         }),
@@ -95,7 +103,8 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         teachers: config.teachers,
         limits: config.limits,
         max_upload: config.max_upload_bytes,
-        checks: Arc::new(Semaphore::new(1)),
+        turns: Arc::new(Semaphore::new(1)),
+        event_streams: Arc::new(Semaphore::new(config.max_event_streams)),
     };
     OpenApiRouter::new()
         .routes(routes!(distill::distill).layer(upload))
@@ -112,6 +121,14 @@ pub fn routes(config: AdminConfig) -> OpenApiRouter {
         .routes(routes!(versions::withdraw))
         .routes(routes!(versions::set_mode))
         .with_state(admin)
+}
+
+impl Admin {
+    /// Waits until no other request is read into memory and checked.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        turn.map_err(ApiError::internal)
+    }
 }
 
 impl From<StoreError> for ApiError {

@@ -67,7 +67,8 @@ pub struct Usage {
     tokens: usize,
 }
 
-problem_set!(ClassifyErrors: NotJson, InvalidParameter, UnknownTask, VersionNotLive, TooLarge,
+problem_set!(ClassifyErrors: NotJson, InvalidParameter, UnknownTask, VersionNotLive,
+    StudentMismatch, TooLarge,
     UnsupportedMediaType, InvalidBody, EmptyInput, SequenceTooLong, QueueFull, Internal,
     Unavailable, DeadlineExceeded);
 
@@ -207,7 +208,7 @@ async fn answer(
         deadline: arrived + timeout,
     };
     let answer = state.serving.classify(request).await;
-    answer.map_err(|error| serving_error(error, timeout))
+    answer.map_err(|error| serving_error(error, task, timeout))
 }
 
 /// Whether the version is the one that answers.
@@ -243,15 +244,18 @@ fn server_timing(answer: &Answer) -> Result<HeaderValue, ApiError> {
     HeaderValue::try_from(text).map_err(ApiError::internal)
 }
 
-fn serving_error(error: ServingError, timeout: Duration) -> ApiError {
+fn serving_error(error: ServingError, task: &Entry, timeout: Duration) -> ApiError {
     match error {
         ServingError::Full { retry_after } => Problem::QueueFull
             .with("the server has as much work as it takes; try again in a moment")
             .retry_after(retry_after),
-        // The log has the reason already.
-        ServingError::Load(_) => Problem::Internal.with(
-            "the live version of this task can't be loaded; the server's log has the reason",
-        ),
+        ServingError::Load(error) => match error.mismatch() {
+            Some(mismatch) => Problem::StudentMismatch.with(task.other_student(mismatch)),
+            // The log has the reason already.
+            None => Problem::Internal.with(
+                "the live version of this task can't be loaded; the server's log has the reason",
+            ),
+        },
         ServingError::Tokenize {
             index,
             error: TokenizerError::TooLong { tokens, max_length },

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::private_folders::PrivateFolders;
 use crate::telemetry::chain;
 use utoipa::openapi::example::ExampleBuilder;
 use utoipa::openapi::header::HeaderBuilder;
@@ -74,6 +75,8 @@ problems! {
     Conflict = CONFLICT, "conflict", "Conflicting state";
     /// The asked-for version is not the live one.
     VersionNotLive = CONFLICT, "version-not-live", "Version is not live";
+    /// The live version was trained on another encoder than the one that serves.
+    StudentMismatch = CONFLICT, "student-mismatch", "Version of another student";
     /// The body, the number of inputs or a text is over the limit.
     TooLarge = PAYLOAD_TOO_LARGE, "too-large", "Request too large";
     /// The body's content type is not the expected one.
@@ -194,6 +197,28 @@ pub(super) const PROBLEM_DETAILS: Form = Form {
 };
 
 impl ApiError {
+    /// The same error without the place of some folders in its sentence; `None` if they are not
+    /// in it.
+    pub(super) fn without(&self, folders: &PrivateFolders) -> Option<Self> {
+        let detail = folders.hide(&self.detail);
+        (detail != self.detail).then(|| Self {
+            detail,
+            ..self.clone()
+        })
+    }
+
+    /// The answer in a form, in the place of an answer that told the error otherwise.
+    pub(super) fn respond_again(self, form: &Form, before: &Response) -> Response {
+        let mut response = self.respond(form);
+        for (name, value) in before.headers() {
+            // The body has another length.
+            if name != header::CONTENT_LENGTH {
+                response.headers_mut().entry(name).or_insert(value.clone());
+            }
+        }
+        response
+    }
+
     /// The answer in a form. It keeps the error as an extension, for layers that tell it in
     /// another form, or write it down.
     pub(super) fn respond(self, form: &Form) -> Response {

@@ -11,9 +11,10 @@ use http_body_util::LengthLimitError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout_at};
-use tower_http::timeout::TimeoutError;
 
 use super::error::{ApiError, Problem};
+use super::pace::SlowBody;
+use super::stop::Stopped;
 use crate::parse::{self, ParseError};
 
 /// A JSON body, read with `Content-Type: application/json` only: a page of another origin can't
@@ -24,10 +25,8 @@ pub struct Json<T>(pub T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        check_json_content(request.headers())?;
-        let body = Bytes::from_request(request, state).await;
-        let body = body.map_err(|error| body_error(error.status(), &error))?;
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let body = json_body(request).await?;
         json_slice(&body).map(Self)
     }
 }
@@ -36,6 +35,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 pub(super) fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, ApiError> {
     check_json_content(headers)?;
     json_slice(body)
+}
+
+/// Reads a body of JSON to its end, and leaves its JSON for later.
+pub(super) async fn json_body(request: Request) -> Result<Bytes, ApiError> {
+    check_json_content(request.headers())?;
+    let body = Bytes::from_request(request, &()).await;
+    body.map_err(|error| body_error(error.status(), &error))
 }
 
 /// `application/json`, or a type built on it, such as `application/merge-patch+json`.
@@ -95,8 +101,11 @@ pub(super) fn cut_off(error: &(dyn std::error::Error + 'static)) -> Option<ApiEr
         if error.is::<LengthLimitError>() {
             return Some(too_large());
         }
-        if error.is::<TimeoutError>() {
+        if error.is::<SlowBody>() {
             return Some(slow_body());
+        }
+        if error.is::<Stopped>() {
+            return Some(Problem::Unavailable.with(Stopped.to_string()));
         }
         cause = error.source();
     }

@@ -22,6 +22,12 @@ pub(super) struct Health {
     pub(super) metrics: Arc<Metrics>,
 }
 
+/// Whether a path is one that tells how the server is, also in the words of other servers.
+pub(super) fn is_probe(path: &str) -> bool {
+    ["/healthz", "/readyz", "/health", "/metrics"].contains(&path)
+        || path.starts_with("/v2/health/")
+}
+
 /// Everybody may ask for health; metrics are for `readers`.
 pub(super) fn routes(health: Health, readers: Gate) -> OpenApiRouter {
     OpenApiRouter::new()

@@ -5,27 +5,33 @@
 //! - [`extract`]: JSON bodies, paths and queries that fail as [`error::ApiError`].
 //! - [`auth`]: who may do what, and how often.
 //! - [`classify`], [`tasks`], [`versions`]: the `/v1` routes.
+//! - [`count`]: the metric over all routes.
 //! - [`compat`]: the routes that clients of other servers use.
 //! - [`health`]: liveness, readiness, metrics.
 //! - [`normal`]: trailing slashes and compressed bodies.
 //! - [`openapi`]: the document, and the pages that show it.
+//! - [`pace`]: bodies that come too slowly.
 //! - [`page`]: the page at `/`.
 //! - [`server`][]: connections.
+//! - [`stop`]: bodies that stall while the server stops.
 //! - [`trace`]: the span of a request, for logs and traces.
 
 pub mod admin;
 pub mod auth;
 pub mod classify;
 mod compat;
+mod count;
 pub mod error;
 pub mod extract;
 pub mod health;
 mod inputs;
 mod normal;
 mod openapi;
+mod pace;
 mod page;
 mod prediction;
 pub mod server;
+mod stop;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
@@ -38,23 +44,24 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
-use axum::middleware::{self, from_fn_with_state};
+use axum::middleware::{self, Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::set_header::SetResponseHeaderLayer;
-use tower_http::timeout::RequestBodyTimeoutLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::private_folders::PrivateFolders;
 use crate::serving::{Options, Serving, TaskTable};
 use crate::telemetry::Metrics;
 use auth::{Access, Gate, Role, guard};
-use error::{ApiError, Problem};
+use error::{ApiError, PROBLEM_DETAILS, Problem};
 use health::{Health, Readiness};
 
 /// What the public routes share. Admin routes bring a state of their own, see [`router`].
@@ -81,8 +88,13 @@ pub struct Edge {
     pub access: Access,
     /// Origins whose pages may use the API (`*` for all).
     pub cors_origins: Vec<HeaderValue>,
-    /// A body of which nothing comes for so long is given up.
+    /// A body of which nothing comes for so long, or that is slower on the whole than
+    /// [`pace::LEAST_RATE`], is given up.
     pub read_timeout: Duration,
+    /// Folders that errors do not tell the place of.
+    pub private: PrivateFolders,
+    /// Cancelled when the server stops.
+    pub stop: CancellationToken,
 }
 
 /// How large a request may be.
@@ -116,6 +128,7 @@ pub fn router(state: AppState, edge: &Edge, admin: OpenApiRouter, more: OpenApiR
         readiness: state.readiness.clone(),
         metrics: Arc::clone(&state.metrics),
     };
+    let metrics = Arc::clone(&state.metrics);
     let readers = edge.gate(Role::Reader);
     let public = OpenApiRouter::new()
         .routes(routes!(classify::classify))
@@ -140,15 +153,28 @@ pub fn router(state: AppState, edge: &Edge, admin: OpenApiRouter, more: OpenApiR
         .finish(router, &edge.access)
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed);
-    layered(router, edge)
+    layered(router, edge, metrics)
 }
 
 /// What answers while the student is being loaded: liveness, readiness and metrics.
 pub fn starting(readiness: Readiness, metrics: Arc<Metrics>, edge: &Edge) -> Router {
-    let health = Health { readiness, metrics };
+    let health = Health {
+        readiness,
+        metrics: Arc::clone(&metrics),
+    };
     let routes = health::routes(health, edge.gate(Role::Reader)).merge(page::routes());
     let (router, _) = routes.split_for_parts();
-    layered(router.fallback(not_started), edge)
+    layered(router.fallback(not_started), edge, metrics)
+}
+
+/// What answers on a listener of its own for health and metrics.
+pub fn health_only(readiness: Readiness, metrics: Arc<Metrics>, edge: &Edge) -> Router {
+    let health = Health {
+        readiness,
+        metrics: Arc::clone(&metrics),
+    };
+    let (router, _) = health::routes(health, edge.gate(Role::Reader)).split_for_parts();
+    layered(router.fallback(unknown_route), edge, metrics)
 }
 
 impl Edge {
@@ -191,12 +217,15 @@ pub fn switchable(current: Arc<ArcSwap<Router>>) -> Router {
     })
 }
 
-fn layered(router: Router, edge: &Edge) -> Router {
+fn layered(router: Router, edge: &Edge, metrics: Arc<Metrics>) -> Router {
     let nosniff = HeaderValue::from_static("nosniff");
     let router = router
         .layer(middleware::from_fn(normal::decompress))
-        .layer(RequestBodyTimeoutLayer::new(edge.read_timeout))
+        .layer(pace::layer(edge.read_timeout))
+        .layer(stop::layer(edge.stop.clone()))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(edge.private.clone(), hide_folders))
+        .layer(middleware::from_fn(server::keep_reserve))
         .layer(middleware::from_fn(compat::reword))
         .layer(SetResponseHeaderLayer::overriding(
             header::X_CONTENT_TYPE_OPTIONS,
@@ -207,12 +236,27 @@ fn layered(router: Router, edge: &Edge) -> Router {
         None => router,
     };
     let router = router
+        .layer(from_fn_with_state(metrics, count::count))
         .layer(trace::layer())
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid))
         .layer(middleware::map_request(trace::short_request_id));
     // A router's own layers run after routing.
     Router::new().fallback_service(router.map_request(normal::without_trailing_slash))
+}
+
+/// Middleware that leaves the place of the server's folders out of errors.
+async fn hide_folders(
+    State(private): State<PrivateFolders>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let response = next.run(request).await;
+    let error = response.extensions().get::<ApiError>();
+    match error.and_then(|error| error.without(&private)) {
+        Some(error) => error.respond_again(&PROBLEM_DETAILS, &response),
+        None => response,
+    }
 }
 
 async fn not_started() -> ApiError {

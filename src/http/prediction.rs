@@ -154,6 +154,7 @@ mod tests {
             truncation: crate::text::Truncation::LongestFirst,
             temperature: 1.0,
             base_model: None,
+            base_digest: None,
         }
     }
 

@@ -27,7 +27,7 @@ const NAMED: usize = 20;
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({"task": "movie-sentiment", "version": 1,
     "problem_type": "single_label_classification", "labels": ["negative", "positive"],
-    "max_length": 128, "mode": "hot"}))]
+    "max_length": 128, "mode": "hot", "ready": true}))]
 pub struct Task {
     pub(super) task: String,
     /// The live version.
@@ -39,6 +39,12 @@ pub struct Task {
     pub(super) max_length: usize,
     /// Whether the adapter shares the student's batches or is folded into an encoder of its own.
     mode: Mode,
+    /// False for a task that can't answer: its live version belongs to another student, or could
+    /// not be loaded.
+    ready: bool,
+    /// Why it is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 impl Task {
@@ -49,6 +55,7 @@ impl Task {
             Some(task) => (task.config.clone(), task.mode()),
             None => (TaskConfig::read(&entry.folder)?, entry.mode),
         };
+        let reason = entry.unready();
         Ok(Self {
             task: entry.name.clone(),
             version: entry.version,
@@ -56,6 +63,8 @@ impl Task {
             labels: config.labels,
             max_length: config.max_length.min(longest),
             mode,
+            ready: reason.is_none(),
+            reason,
         })
     }
 }
@@ -63,7 +72,7 @@ impl Task {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({"tasks": [{"task": "movie-sentiment", "version": 1,
     "problem_type": "single_label_classification", "labels": ["negative", "positive"],
-    "max_length": 128, "mode": "hot"}]}))]
+    "max_length": 128, "mode": "hot", "ready": true}]}))]
 pub struct TaskList {
     /// By name.
     tasks: Vec<Task>,
@@ -95,7 +104,7 @@ impl ListQuery {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({"task": "movie-sentiment", "version": 1,
     "problem_type": "single_label_classification", "labels": ["negative", "positive"],
-    "max_length": 128, "mode": "hot"}))]
+    "max_length": 128, "mode": "hot", "ready": true}))]
 pub struct TaskDetails {
     #[serde(flatten)]
     task: Task,
@@ -198,7 +207,7 @@ pub(super) async fn task(
     let entry = state.task(&name)?;
     let longest = state.serving.max_length();
     let details = move || {
-        let mut report = entry.report().map_err(ApiError::internal)?;
+        let mut report = entry.report();
         if let Some(report) = &mut report {
             without_texts(report);
         }
@@ -262,20 +271,21 @@ impl AppState {
 
     /// The live version of a task; the error names the tasks there are.
     pub(super) fn task(&self, name: &str) -> Result<Arc<Entry>, ApiError> {
-        self.tasks.get(name).ok_or_else(|| {
-            let all = self.tasks.all();
-            let names: Vec<&str> = all.keys().take(NAMED).map(|name| &**name).collect();
-            Problem::UnknownTask.with(match names.as_slice() {
-                [] => format!("there is no task {name:?}, and no other yet"),
-                names if all.len() > names.len() => format!(
-                    "there is no task {name:?}; GET /v1/tasks lists the {} that there are",
-                    all.len()
-                ),
-                names => format!(
-                    "there is no task {name:?}; the tasks are: {}",
-                    names.join(", ")
-                ),
-            })
+        let unknown = || self.unknown_task(&format!("there is no task {name:?}"));
+        self.tasks.get(name).ok_or_else(unknown)
+    }
+
+    /// The error for a name that is no task's: `what` is wrong, then the names of the tasks.
+    pub(super) fn unknown_task(&self, what: &str) -> ApiError {
+        let all = self.tasks.all();
+        let names: Vec<&str> = all.keys().take(NAMED).map(|name| &**name).collect();
+        Problem::UnknownTask.with(match names.as_slice() {
+            [] => format!("{what}, and no other yet"),
+            names if all.len() > names.len() => format!(
+                "{what}; GET /v1/tasks lists the {} that there are",
+                all.len()
+            ),
+            names => format!("{what}; the tasks are: {}", names.join(", ")),
         })
     }
 }

@@ -1,6 +1,7 @@
 mod bodies;
 mod fields;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,6 +123,8 @@ fn edge() -> Edge {
         }),
         cors_origins: Vec::new(),
         read_timeout: Duration::from_secs(5),
+        private: PrivateFolders::new([Path::new("/srv/state")]),
+        stop: CancellationToken::new(),
     }
 }
 
@@ -130,10 +133,16 @@ async fn greeting() -> &'static str {
     "hello"
 }
 
+#[utoipa::path(get, path = "/admin/failure", responses((status = 422)))]
+async fn failure() -> Result<(), ApiError> {
+    Err(Problem::Unusable.with("cannot read /srv/state/jobs/7/rows.csv (of /srv/states)"))
+}
+
 fn admin() -> OpenApiRouter {
     OpenApiRouter::new()
         .routes(routes!(greeting))
         .routes(routes!(bodies::echo))
+        .routes(routes!(failure))
 }
 
 fn regression(name: &str) -> LiveTask {
@@ -405,7 +414,7 @@ async fn tasks_are_listed_with_their_labels() {
     assert_eq!(
         list["tasks"][0],
         json!({"task": "mood", "version": 3, "problem_type": "single_label_classification",
-            "labels": ["no", "yes"], "max_length": 20, "mode": "hot"})
+            "labels": ["no", "yes"], "max_length": 20, "mode": "hot", "ready": true})
     );
     assert_eq!(list["tasks"][1]["task"], "tone");
     let folder = tempfile::tempdir().expect("a folder");
@@ -455,6 +464,40 @@ async fn admin_routes_ask_for_the_token() {
         (reply.status, reply.body.as_str()),
         (StatusCode::OK, "hello")
     );
+}
+
+#[tokio::test]
+async fn errors_do_not_tell_where_the_servers_folders_are() {
+    let request = Request::get("/admin/failure")
+        .header(header::AUTHORIZATION, "Bearer s3cret-s3cret-s3cret")
+        .body(Body::empty());
+    let reply = Api::new().send(request.expect("a request")).await;
+    let detail = reply.problem(422, "unusable");
+    assert_eq!(detail, "cannot read jobs/7/rows.csv (of /srv/states)");
+    assert_eq!(
+        reply.header(header::CONTENT_LENGTH),
+        reply.body.len().to_string()
+    );
+}
+
+#[tokio::test]
+async fn a_default_task_that_is_none_is_told_apart_from_one_in_the_path() {
+    let mut api = Api::new();
+    api.state.default_task = Some("moood".into());
+    api.router = router(api.state.clone(), &edge(), admin(), OpenApiRouter::new());
+    for path in ["/", "/predict"] {
+        let reply = api.post(path, json!({"inputs": "1"}).to_string()).await;
+        let body = reply.json();
+        assert_eq!(
+            (reply.status.as_u16(), &body["title"]),
+            (404, &json!("Unknown task"))
+        );
+        let detail = body["detail"].as_str().expect("a sentence");
+        assert!(
+            detail.contains("--default-task names \"moood\"") && detail.contains("mood"),
+            "{detail}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -511,4 +554,38 @@ async fn while_starting_only_health_answers_and_then_all() {
     yield_now().await;
     assert_eq!(switching.get("/readyz").await.status, 200);
     assert_eq!(switching.classify(json!({"inputs": "1"})).await.status, 200);
+}
+
+#[tokio::test]
+async fn every_answer_is_counted_by_route_and_status() {
+    let api = Api::new();
+    api.get("/v1/tasks/mood").await;
+    api.get("/v1/tasks/nothing").await;
+    api.get("/nowhere").await;
+    api.get("/nowhere/else").await;
+    api.get("/admin/greeting").await;
+    api.post("/v1/tasks/mood", "").await;
+    api.classify(json!({"inputs": "good"})).await;
+    let odd = Request::builder().method("BREW").uri("/healthz");
+    api.send(odd.body(Body::empty()).expect("a request")).await;
+    let with_token = Request::get("/admin/greeting")
+        .header(header::AUTHORIZATION, "Bearer s3cret-s3cret-s3cret")
+        .body(Body::empty());
+    api.send(with_token.expect("a request")).await;
+    let text = api.get("/metrics").await.body;
+    for (method, route, status, count) in [
+        ("GET", "/v1/tasks/{task}", 200, 1),
+        ("GET", "/v1/tasks/{task}", 404, 1),
+        ("GET", "none", 404, 2),
+        ("GET", "/admin/greeting", 401, 1),
+        ("GET", "/admin/greeting", 200, 1),
+        ("POST", "/v1/tasks/{task}", 405, 1),
+        ("POST", "/v1/classify/{task}", 200, 1),
+        ("other", "/healthz", 405, 1),
+    ] {
+        let line = format!(
+            "kdlora_http_requests_total{{method=\"{method}\",route=\"{route}\",status=\"{status}\"}} {count}\n"
+        );
+        assert!(text.contains(&line), "{line} in {text}");
+    }
 }

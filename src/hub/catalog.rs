@@ -16,6 +16,7 @@ pub struct Entry {
     /// SPDX identifier.
     pub licence: String,
     pub weights_sha256: Option<String>,
+    pub encoder_digest: Option<String>,
     pub note: Option<String>,
     pub hub: Option<Repository>,
     pub wheel: Option<Wheel>,
@@ -72,6 +73,19 @@ pub fn find(name: &str) -> Option<&'static Entry> {
     entries().iter().find(|entry| entry.name == name)
 }
 
+impl Entry {
+    /// The entry's name, and those that other programs have for the same encoder: its repository,
+    /// with and without the owner.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = vec![self.name.clone()];
+        if let Some(Repository { repository, .. }) = &self.hub {
+            names.push(repository.clone());
+            names.extend(repository.rsplit('/').next().map(str::to_owned));
+        }
+        names
+    }
+}
+
 /// All names, for messages.
 pub(super) fn names() -> String {
     let names: Vec<_> = entries().iter().map(|entry| entry.name.as_str()).collect();
@@ -93,6 +107,10 @@ mod tests {
         let mut names = HashSet::new();
         for entry in entries() {
             assert!(names.insert(&entry.name), "{} twice", entry.name);
+            let is_digest = |text: &String| {
+                text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+            };
+            assert!(entry.encoder_digest.as_ref().is_none_or(is_digest));
             let has_source = entry.hub.is_some() || entry.wheel.is_some();
             if let Some(of) = &entry.of {
                 assert!(!has_source && entry.weights_sha256.is_none());
@@ -102,9 +120,7 @@ mod tests {
             }
             assert!(has_source && entry.layers.is_none());
             let wheel = entry.wheel.iter().flat_map(|wheel| wheel.sha256.values());
-            for sum in wheel.chain(&entry.weights_sha256) {
-                assert!(sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit()));
-            }
+            assert!(wheel.chain(&entry.weights_sha256).all(is_digest));
             if let Some(wheel) = &entry.wheel {
                 // Whoever owns the package could change it: everything taken from it is pinned.
                 assert!(entry.weights_sha256.is_some());

@@ -79,6 +79,15 @@ impl Choice {
         })
     }
 
+    /// The same encoder, named in a way that does not depend on the working folder.
+    pub fn absolute(self) -> Self {
+        let source = match self.source {
+            Source::Folder(path) => Source::Folder(path.canonicalize().unwrap_or(path)),
+            source @ Source::Catalog(_) => source,
+        };
+        Self { source, ..self }
+    }
+
     /// Whether both mean the same encoder, however it is named.
     pub fn is_same(&self, other: &Self) -> bool {
         let same_source = match (&self.source, &other.source) {

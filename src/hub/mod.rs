@@ -3,6 +3,7 @@
 //! ```text
 //! cache/encoders/{name}/             the needed files and .kdlora.json, the marker of a whole pull
 //! cache/encoders/.{name}.lock        held while pulling, so that two processes do not both fetch
+//! cache/encoders/.{name}.first.json  what the first pull from the hub brought; later ones must too
 //! cache/encoders/.incoming-{name}-*  a pull under way; renamed to its place when verified
 //! ```
 //!
@@ -34,16 +35,18 @@ pub use error::HubError;
 
 use sha2::{Digest, Sha256};
 
+use crate::encoder::weight_files;
+use catalog::Repository;
 use choice::Source;
 use glue::Glue;
-use install::{Delivery, Installation, Sum};
+use install::{Delivery, First, Installation, Sum};
 use progress::Progress;
 
 /// What an encoder folder is made of.
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
-const WEIGHTS: &str = "model.safetensors";
-const REQUIRED: [&str; 3] = [CONFIG, TOKENIZER, WEIGHTS];
+/// Beside the weights, which are in one file or in shards.
+const REQUIRED: [&str; 2] = [CONFIG, TOKENIZER];
 /// Taken along where the source has them.
 const OPTIONAL: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
@@ -117,7 +120,18 @@ fn folder(folder: &Path) -> Result<PathBuf, HubError> {
             });
         }
     }
+    weight_files(folder)?;
     Ok(folder.to_owned())
+}
+
+/// Returns the names of the files that an encoder folder consists of.
+fn file_names(folder: &Path) -> Result<Vec<String>, HubError> {
+    let weights = weight_files(folder)?;
+    let weights = weights.iter().filter_map(|path| path.file_name());
+    let weights = weights.map(|name| name.to_string_lossy().into_owned());
+    let others = REQUIRED.into_iter().chain(OPTIONAL);
+    let others = others.filter(|name| folder.join(name).is_file());
+    Ok(others.map(str::to_owned).chain(weights).collect())
 }
 
 /// Where and how to fetch.
@@ -186,8 +200,15 @@ impl Puller {
         if let Some(source) = &entry.hub {
             let hub = || {
                 let incoming = installation.incoming()?;
-                let source = repository::fetch(self, source, incoming.files())?;
-                installation.install(incoming, source)
+                let first = installation.first_of(&source.repository);
+                let commit = first.as_ref().and_then(First::commit);
+                let source = Repository {
+                    revision: commit.unwrap_or(&source.revision).to_owned(),
+                    ..source.clone()
+                };
+                let mut delivery = repository::fetch(self, &source, incoming.files())?;
+                delivery.held_to_first = Some(first);
+                installation.install(incoming, delivery)
             };
             match hub() {
                 Ok(folder) => return Ok(folder),
@@ -267,6 +288,7 @@ impl<'a> Made<'a> {
             source: self.installation.name().to_owned(),
             expected: BTreeMap::new(),
             made_of: Some(self.files.clone()),
+            held_to_first: None,
         };
         self.installation.install(incoming, delivery)
     }

@@ -11,8 +11,10 @@ use hf_hub::{Repo, RepoType};
 use super::catalog::Repository;
 use super::install::Delivery;
 use super::{HubError, OPTIONAL, Puller, REQUIRED};
+use crate::encoder::{WEIGHTS, WEIGHTS_INDEX, shard_names};
 
-/// Downloads the needed files of a repository into `files`, all of one commit.
+/// Downloads the needed files of a repository into `files`, all of one commit. The weights are
+/// those of `model.safetensors` or, where a repository has none, of the shards that an index names.
 ///
 /// The sums of large files are the ones that the hub announces; small files come without.
 pub(super) fn fetch(
@@ -24,20 +26,42 @@ pub(super) fn fetch(
     let scratch = files.with_file_name("hub");
     let mut remote = Remote::new(puller, RepoType::Model, source, &scratch)?;
     let mut expected = BTreeMap::new();
-    for file in REQUIRED.into_iter().chain(OPTIONAL) {
-        let etag = match remote.download(file, &files.join(file)) {
-            Err(HubError::NoSuchFile { .. }) if OPTIONAL.contains(&file) => continue,
-            etag => etag?,
-        };
+    let mut download = |file: &str| {
+        let etag = remote.download(file, &files.join(file))?;
         if is_sha256(&etag) {
             expected.insert(file.to_owned(), etag);
+        }
+        Ok(())
+    };
+    for file in REQUIRED {
+        download(file)?;
+    }
+    for file in OPTIONAL {
+        unless_missing(download(file))?;
+    }
+    let no_weights = || HubError::NoSuchFile {
+        file: WEIGHTS.to_owned(),
+    };
+    if unless_missing(download(WEIGHTS))?.is_none() {
+        unless_missing(download(WEIGHTS_INDEX))?.ok_or_else(no_weights)?;
+        for shard in shard_names(&files.join(WEIGHTS_INDEX))? {
+            download(&shard)?;
         }
     }
     Ok(Delivery {
         source: format!("{}@{}", source.repository, remote.revision),
         expected,
         made_of: None,
+        held_to_first: None,
     })
+}
+
+/// Turns the error that there is no such file into `None`.
+fn unless_missing<T>(outcome: Result<T, HubError>) -> Result<Option<T>, HubError> {
+    match outcome {
+        Err(HubError::NoSuchFile { .. }) => Ok(None),
+        outcome => outcome.map(Some),
+    }
 }
 
 /// A repository on the hub, of which files are wanted.
@@ -80,11 +104,7 @@ impl<'a> Remote<'a> {
     }
 
     /// Downloads a file to `target`; gives its etag, for large files their SHA-256.
-    pub(super) fn download(
-        &mut self,
-        file: &'static str,
-        target: &Path,
-    ) -> Result<String, HubError> {
+    pub(super) fn download(&mut self, file: &str, target: &Path) -> Result<String, HubError> {
         let repository = Repo::with_revision(self.name.clone(), self.kind, self.revision.clone());
         let download = watch(self.puller, &self.api, repository, file)?;
         self.revision = download.commit;
@@ -109,19 +129,15 @@ enum News {
 
 /// Downloads one file on a thread of its own. hf-hub sets no time-outs: when the thread falls
 /// silent it is left behind, to end with its connection.
-fn watch(
-    puller: &Puller,
-    api: &Api,
-    repository: Repo,
-    file: &'static str,
-) -> Result<Download, HubError> {
+fn watch(puller: &Puller, api: &Api, repository: Repo, file: &str) -> Result<Download, HubError> {
     let (sender, receiver) = mpsc::channel();
     let remote = api.repo(repository.clone());
+    let name = file.to_owned();
     std::thread::Builder::new()
         .name("hub".to_owned())
         .spawn(move || {
             let reporter = Reporter(sender.clone());
-            let result = remote.download_with_progress(file, reporter);
+            let result = remote.download_with_progress(&name, reporter);
             // Nobody listens any more after a time-out.
             let _ = sender.send(News::End(result));
         })
@@ -135,7 +151,7 @@ fn watch(
 fn listen(
     puller: &Puller,
     news: &Receiver<News>,
-    file: &'static str,
+    file: &str,
 ) -> Result<Result<PathBuf, ApiError>, HubError> {
     let mut bar = None;
     loop {
@@ -163,7 +179,9 @@ fn listen(
                     after: patience,
                 });
             }
-            Err(RecvTimeoutError::Disconnected) => return Err(HubError::HubBroken(file)),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(HubError::HubBroken(file.to_owned()));
+            }
         }
     }
 }
@@ -205,7 +223,8 @@ impl Download {
     }
 }
 
-fn explain(error: ApiError, file: &'static str, repository: &str) -> HubError {
+fn explain(error: ApiError, file: &str, repository: &str) -> HubError {
+    let file = file.to_owned();
     match &error {
         ApiError::RequestError(request) if matches!(**request, ureq::Error::StatusCode(404)) => {
             HubError::NoSuchFile { file }

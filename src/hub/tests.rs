@@ -12,6 +12,7 @@ use zip::write::SimpleFileOptions;
 
 use super::catalog::{Repository, Wheel};
 use super::*;
+use crate::encoder::{WEIGHTS, copy_in_shards};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const WEIGHT_BYTES: &[u8] = b"the weights";
@@ -30,6 +31,7 @@ fn entry(hub: bool, wheel: Option<Wheel>) -> Entry {
         about: String::new(),
         licence: "MIT".into(),
         weights_sha256: Some(sum(WEIGHT_BYTES)),
+        encoder_digest: None,
         note: None,
         hub: hub.then(|| Repository {
             repository: "org/tiny".into(),
@@ -57,6 +59,8 @@ fn puller(endpoint: &str) -> Puller {
 struct Hub {
     /// Replaces the weights.
     weights: &'static [u8],
+    /// Replaces the tokenizer.
+    tokenizer: &'static [u8],
 }
 
 impl Respond for Hub {
@@ -71,7 +75,11 @@ impl Respond for Hub {
         let Some((_, bytes)) = found.filter(|_| known.contains(&folder.to_owned())) else {
             return ResponseTemplate::new(404);
         };
-        let bytes = if name == WEIGHTS { self.weights } else { bytes };
+        let bytes = match name {
+            WEIGHTS => self.weights,
+            TOKENIZER => self.tokenizer,
+            _ => bytes,
+        };
         answer(request, name, bytes)
     }
 }
@@ -88,9 +96,13 @@ fn answer(request: &Request, name: &str, bytes: &[u8]) -> ResponseTemplate {
 }
 
 async fn hub(weights: &'static [u8]) -> MockServer {
+    hub_with(weights, FILES[1].1).await
+}
+
+async fn hub_with(weights: &'static [u8], tokenizer: &'static [u8]) -> MockServer {
     let server = MockServer::start().await;
     Mock::given(any())
-        .respond_with(Hub { weights })
+        .respond_with(Hub { weights, tokenizer })
         .mount(&server)
         .await;
     server
@@ -173,11 +185,14 @@ fn assert_whole(folder: &Path) {
     }
 }
 
-/// What is in the cache, the lock left out.
+/// What is in the cache, the lock and the record of the first pull left out.
 fn contents(cache: &Path) -> Vec<String> {
     let entries = fs::read_dir(cache.join("encoders")).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| !name.ends_with(".lock")).collect()
+    let kept = [".tiny.lock", ".tiny.first.json"];
+    names
+        .filter(|name| !kept.contains(&name.as_str()))
+        .collect()
 }
 
 #[tokio::test]
@@ -204,6 +219,47 @@ async fn weights_with_another_sum_are_not_installed() {
         "{message}"
     );
     assert_eq!(contents(cache.path()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn files_without_a_sum_are_held_to_the_first_pull() {
+    let cache = tempfile::tempdir().unwrap();
+    let encoders = cache.path().join("encoders");
+    let first = hub(WEIGHT_BYTES).await;
+    let (_, entry, folder) = pull(puller(&first.uri()), entry(true, None), cache.path()).await;
+    let folder = folder.unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+
+    let changed = hub_with(WEIGHT_BYTES, b"{\"model\":1}").await;
+    let (_, entry, refused) = pull(puller(&changed.uri()), entry, cache.path()).await;
+    let message = refused.unwrap_err().to_string();
+    let record = encoders.join(".tiny.first.json");
+    for part in [
+        "tokenizer.json",
+        &sum(FILES[1].1),
+        &sum(b"{\"model\":1}"),
+        record.to_str().unwrap(),
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert_eq!(contents(cache.path()), Vec::<String>::new());
+    let requests = changed.received_requests().await.unwrap();
+    let of_commit = |request: &Request| request.url.path().contains(COMMIT);
+    assert!(
+        requests.iter().all(of_commit),
+        "the first commit is asked for"
+    );
+
+    let (_, entry, same) = pull(puller(&first.uri()), entry, cache.path()).await;
+    assert_whole(&same.unwrap());
+    fs::remove_file(&record).unwrap();
+    // A cache without the record goes by what is in place.
+    fs::write(folder.join(WEIGHTS), "damaged").unwrap();
+    let (_, entry, refused) = pull(puller(&changed.uri()), entry, cache.path()).await;
+    assert!(refused.unwrap_err().to_string().contains("first pull"));
+    fs::remove_dir_all(&folder).unwrap();
+    let (_, _, wanted) = pull(puller(&changed.uri()), entry, cache.path()).await;
+    assert!(wanted.unwrap().join(TOKENIZER).is_file());
 }
 
 #[tokio::test]
@@ -410,4 +466,112 @@ fn resolving_never_fetches() {
     assert!(message.contains("kdlora pull minilm-l6"), "{message}");
     let message = resolve("nothing", cache.path()).unwrap_err().to_string();
     assert!(message.contains("minilm-l6, mpnet-base"), "{message}");
+}
+
+/// The files of an encoder whose weights are in shards.
+const SHARDED: [(&str, &[u8]); 5] = [
+    ("config.json", b"{}"),
+    ("tokenizer.json", b"{\"model\":{}}"),
+    (
+        "model.safetensors.index.json",
+        br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#,
+    ),
+    ("model-1.safetensors", b"one"),
+    ("model-2.safetensors", b"two"),
+];
+
+/// A hub that offers some files.
+async fn hub_of(files: &'static [(&'static str, &'static [u8])]) -> MockServer {
+    let server = MockServer::start().await;
+    let respond = move |request: &Request| {
+        let name = request.url.path().rsplit('/').next().unwrap_or_default();
+        match files.iter().find(|(file, _)| *file == name) {
+            Some((_, bytes)) => answer(request, name, bytes),
+            None => ResponseTemplate::new(404),
+        }
+    };
+    Mock::given(any())
+        .respond_with(respond)
+        .mount(&server)
+        .await;
+    server
+}
+
+fn unpinned() -> Entry {
+    Entry {
+        weights_sha256: None,
+        ..entry(true, None)
+    }
+}
+
+#[tokio::test]
+async fn a_repository_with_shards_only_is_pulled_whole_and_once() {
+    let (server, cache) = (hub_of(&SHARDED).await, tempfile::tempdir().unwrap());
+    let (puller, entry, first) = pull(puller(&server.uri()), unpinned(), cache.path()).await;
+    let folder = first.unwrap();
+    for (name, bytes) in SHARDED {
+        assert_eq!(fs::read(folder.join(name)).unwrap(), bytes, "{name}");
+    }
+    let asked = server.received_requests().await.unwrap().len();
+    let (puller, entry, second) = pull(puller, entry, cache.path()).await;
+    assert_eq!(second.unwrap(), folder);
+    assert_eq!(server.received_requests().await.unwrap().len(), asked);
+    // A shard that was cut is noticed, as one file is.
+    fs::write(folder.join("model-2.safetensors"), "t").unwrap();
+    let (_, _, third) = pull(puller, entry, cache.path()).await;
+    assert_eq!(
+        fs::read(third.unwrap().join("model-2.safetensors")).unwrap(),
+        b"two"
+    );
+}
+
+#[tokio::test]
+async fn shards_do_not_pass_for_weights_whose_sum_is_known() {
+    let (server, cache) = (hub_of(&SHARDED).await, tempfile::tempdir().unwrap());
+    let (_, _, result) = pull(puller(&server.uri()), entry(true, None), cache.path()).await;
+    let message = result.unwrap_err().to_string();
+    assert!(message.contains("no model.safetensors"), "{message}");
+    assert_eq!(contents(cache.path()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_repository_without_a_shard_or_without_weights_is_not_installed() {
+    for (files, missing) in [
+        (&SHARDED[..4], "model-2.safetensors"),
+        (&SHARDED[..2], "model.safetensors"),
+    ] {
+        let (server, cache) = (hub_of(files).await, tempfile::tempdir().unwrap());
+        let (_, _, result) = pull(puller(&server.uri()), unpinned(), cache.path()).await;
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains(&format!("no {missing}")), "{message}");
+        assert_eq!(contents(cache.path()), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn layers_are_taken_from_shards_as_from_one_file() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let place = tempfile::tempdir().unwrap();
+    let whole = models.join("models/bert-labels");
+    let taken = ["whole", "shards"].map(|name| {
+        let folder = place.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        match name {
+            "shards" => copy_in_shards(&whole, &folder, 3),
+            _ => {
+                for file in [CONFIG, WEIGHTS] {
+                    fs::copy(whole.join(file), folder.join(file)).unwrap();
+                }
+            }
+        }
+        fs::copy(
+            models.join("tokenizers/bert/tokenizer.json"),
+            folder.join(TOKENIZER),
+        )
+        .unwrap();
+        let name = format!("{}@2,0", folder.display());
+        let made = puller("").pull(&name, &place.path().join("cache")).unwrap();
+        fs::read(made.join(WEIGHTS)).unwrap()
+    });
+    assert!(taken[0] == taken[1]);
 }

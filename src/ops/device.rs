@@ -22,9 +22,29 @@ pub struct DeviceMemory {
 pub enum DeviceError {
     #[error("this build of kdlora has no CUDA; use --device cpu or auto")]
     NotBuiltIn,
-    #[error("there is no CUDA device {0} on this machine")]
-    NoDevice(usize),
-    #[error("CUDA device {ordinal} can't be used")]
+    #[error("NVIDIA's driver is not installed: {0}")]
+    NoDriver(String),
+    #[error(
+        "NVIDIA's driver supports CUDA {found}, but this build needs CUDA {needed}: update the driver"
+    )]
+    OldDriver { found: String, needed: String },
+    /// The driver is there and cannot start. Its error says why: no GPU, a kernel module of another
+    /// version, no access to the device files.
+    #[error("NVIDIA's driver (CUDA {driver}) cannot be used")]
+    Driver {
+        /// The CUDA version that it supports.
+        driver: String,
+        #[source]
+        source: candle_core::Error,
+    },
+    #[error("there is no CUDA device {ordinal}; devices on this machine: {count}")]
+    NoDevice { ordinal: usize, count: i32 },
+    #[error(
+        "a library of CUDA is missing: {0}; install cuBLAS and cuRAND, and name their folders in \
+         LD_LIBRARY_PATH"
+    )]
+    NoLibrary(String),
+    #[error("CUDA device {ordinal} cannot be used")]
     Open {
         ordinal: usize,
         #[source]

@@ -89,6 +89,13 @@ fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Resul
     f(contiguous(host(&storage)?, layout)?)
 }
 
+/// Returns whether no value of an f32 tensor in host memory is NaN or infinite.
+pub fn is_finite(tensor: &Tensor) -> Result<bool> {
+    with_values(tensor, |values| {
+        Ok(values.iter().all(|value| value.is_finite()))
+    })
+}
+
 /// Storage in host memory.
 fn host(storage: &Storage) -> Result<&CpuStorage> {
     match storage {
@@ -101,14 +108,55 @@ fn output(values: Vec<f32>, shape: impl Into<Shape>) -> Result<(CpuStorage, Shap
     Ok((CpuStorage::F32(values), shape.into()))
 }
 
-/// The gradient, if the argument takes part in the backward pass.
+/// Returns the gradient in the argument's type, if the argument takes part in the backward pass.
+///
+/// Kernels write some gradients in f32 whatever the type of the argument is. candle adds a gradient
+/// to others of the same argument, and refuses to add tensors of two types.
 fn if_tracked(
     argument: &Tensor,
     gradient: impl FnOnce() -> Result<Tensor>,
 ) -> Result<Option<Tensor>> {
     if argument.track_op() {
-        gradient().map(Some)
+        gradient()?.to_dtype(argument.dtype()).map(Some)
     } else {
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{CustomOp1, DType, Device, Var};
+
+    use super::*;
+
+    /// Doubles f16 values in f32, and computes the gradient in f32 too, as kernels of a GPU do.
+    struct Double;
+
+    impl CustomOp1 for Double {
+        fn name(&self) -> &'static str {
+            "double"
+        }
+
+        fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+            let values = x.as_slice::<half::f16>()?.iter();
+            output(values.map(|x| 2.0 * x.to_f32()).collect(), layout.shape())
+        }
+
+        fn bwd(&self, x: &Tensor, _y: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+            if_tracked(x, || gradient * 2.0)
+        }
+    }
+
+    #[test]
+    fn a_gradient_is_in_the_type_of_its_argument() {
+        let x = Tensor::new(&[1f32, -3.0], &Device::Cpu).unwrap();
+        let x = Var::from_tensor(&x.to_dtype(DType::F16).unwrap()).unwrap();
+        let doubled = x.apply_op1(Double).unwrap().sum_all().unwrap();
+        let itself = x.sum_all().unwrap().to_dtype(DType::F32).unwrap();
+        let gradients = (doubled + itself).unwrap().backward().unwrap();
+        let gradient = gradients.get(&x).unwrap();
+        assert_eq!(gradient.dtype(), DType::F16);
+        let values = gradient.to_dtype(DType::F32).unwrap();
+        assert_eq!(values.to_vec1::<f32>().unwrap(), [3.0, 3.0]);
     }
 }

@@ -91,19 +91,44 @@ impl Budget {
     fn lock(&self) -> MutexGuard<'_, Reserved> {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn change(&self, change: impl FnOnce(&mut Reserved)) {
+        let mut reserved = self.lock();
+        change(&mut reserved);
+        (self.observer)(*reserved);
+        drop(reserved);
+        self.freed.notify_waiters();
+    }
+}
+
+impl Reservation {
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Gives back what is over `bytes`.
+    pub(super) fn shrink(&mut self, bytes: u64) {
+        let over = self.bytes.saturating_sub(bytes);
+        self.bytes -= over;
+        if let Some(budget) = self.budget.upgrade() {
+            budget.change(|reserved| reserved.bytes -= over);
+        }
+    }
+
+    /// Takes over the bytes of another reservation of the same budget.
+    pub(super) fn absorb(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let Some(budget) = self.budget.upgrade() else {
-            return;
-        };
-        let mut reserved = budget.lock();
-        reserved.count -= 1;
-        reserved.bytes -= self.bytes;
-        (budget.observer)(*reserved);
-        drop(reserved);
-        budget.freed.notify_waiters();
+        if let Some(budget) = self.budget.upgrade() {
+            budget.change(|reserved| {
+                reserved.count -= 1;
+                reserved.bytes -= self.bytes;
+            });
+        }
     }
 }
 
@@ -123,6 +148,20 @@ mod tests {
         drop(six);
         assert_eq!(*budget.lock(), Reserved { count: 1, bytes: 4 });
         drop(four);
+        assert_eq!(*budget.lock(), Reserved::default());
+    }
+
+    #[test]
+    fn reservations_are_adjusted_to_what_is_used() {
+        let budget = Budget::new(10, |_| ());
+        let mut first = budget.try_reserve(8).expect("room for eight");
+        first.shrink(9);
+        assert_eq!(first.bytes(), 8);
+        first.shrink(3);
+        let second = budget.try_reserve(6).expect("room for six");
+        first.absorb(second);
+        assert_eq!(*budget.lock(), Reserved { count: 1, bytes: 9 });
+        drop(first);
         assert_eq!(*budget.lock(), Reserved::default());
     }
 

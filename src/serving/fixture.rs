@@ -41,6 +41,7 @@ pub(crate) fn task(name: &str, version: u64) -> LiveTask {
             truncation: Truncation::LongestFirst,
             temperature: 1.0,
             base_model: None,
+            base_digest: None,
         },
         weights: weights(),
         merged: None,
@@ -62,6 +63,10 @@ pub(crate) fn resident(task: LiveTask) -> Entry {
 struct NoFolders;
 
 impl Load for NoFolders {
+    fn expected_bytes(&self, _: &Entry) -> u64 {
+        0
+    }
+
     fn load(&self, _: &Entry) -> Result<LiveTask, LoadError> {
         Err(LoadError::Logits(Vec::new()))
     }

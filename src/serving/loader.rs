@@ -1,7 +1,8 @@
 //! From a PEFT folder to a version that answers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::residents::{Load, LoadError};
@@ -64,7 +65,7 @@ impl Student {
             weights,
             merged,
             weight_bytes,
-            max_length: adapter.task.max_length.min(most),
+            max_length: self.tokenizer.max_length(adapter.task.max_length.min(most)),
             config: adapter.task.clone(),
             memory: Default::default(),
         })
@@ -100,11 +101,9 @@ fn bytes(elements: usize) -> u64 {
     4 * elements as u64
 }
 
-/// Loads versions onto the student. An unproven version is tried out once; after that its folder,
-/// which never changes, is known to be good.
+/// Loads versions onto the student. An unproven version is tried out once.
 pub struct Loader {
     student: Student,
-    tried: Mutex<HashSet<(PathBuf, Mode)>>,
     host: Mutex<HostCache>,
 }
 
@@ -114,15 +113,18 @@ impl Loader {
     pub fn new(student: Student, host_memory: u64) -> Self {
         Self {
             student,
-            tried: Mutex::default(),
             host: Mutex::new(HostCache::new(host_memory)),
         }
     }
 
-    fn read(&self, folder: &Path) -> Result<Arc<AdapterFolder>, LoadError> {
+    fn read(&self, entry: &Entry) -> Result<Arc<AdapterFolder>, LoadError> {
+        let folder = &entry.folder;
         let cached = lock(&self.host).get(folder);
         if let Some(adapter) = cached {
             return Ok(adapter);
+        }
+        if let Some(sums) = &entry.sums {
+            sums.verify(folder)?;
         }
         let adapter = Arc::new(AdapterFolder::read(folder)?);
         lock(&self.host).put(folder, &adapter);
@@ -131,17 +133,22 @@ impl Loader {
 }
 
 impl Load for Loader {
+    fn expected_bytes(&self, entry: &Entry) -> u64 {
+        Classifier::expected_bytes(&self.student.encoder, &entry.folder, entry.mode)
+            // Loading it will say what is wrong with it, or find it in the host's memory.
+            .unwrap_or_default()
+    }
+
     fn load(&self, entry: &Entry) -> Result<LiveTask, LoadError> {
-        let adapter = self.read(&entry.folder)?;
+        let adapter = self.read(entry)?;
         let task = LiveTask {
             name: entry.name.clone(),
             version: entry.version,
             ..self.student.bind(&adapter, entry.mode)?
         };
-        let key = (entry.folder.clone(), entry.mode);
-        if entry.unproven && !lock(&self.tried).contains(&key) {
+        if entry.unproven.load(Ordering::Relaxed) {
             self.student.try_out(&task)?;
-            lock(&self.tried).insert(key);
+            entry.unproven.store(false, Ordering::Relaxed);
         }
         Ok(task)
     }

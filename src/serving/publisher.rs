@@ -6,8 +6,9 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 
 use super::{Entry, LoadError, Residents, TaskTable};
-use crate::adapter::Mode;
+use crate::adapter::{EncoderIdentity, Fit, Mode};
 use crate::store::{LiveVersion, Store, StoreError};
+use crate::telemetry::Metrics;
 
 /// Why a version does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub struct Publisher {
     tasks: Arc<TaskTable>,
     residents: Arc<Residents>,
     wishes: Arc<Wishes>,
+    /// The encoder that serves.
+    student: Arc<EncoderIdentity>,
+    metrics: Arc<Metrics>,
     /// One change at a time: an older version must not overtake a newer one.
     change: Arc<Mutex<()>>,
 }
@@ -64,12 +68,16 @@ impl Publisher {
         tasks: Arc<TaskTable>,
         residents: Arc<Residents>,
         wishes: Wishes,
+        student: Arc<EncoderIdentity>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             store,
             tasks,
             residents,
             wishes: Arc::new(wishes),
+            student,
+            metrics,
             change: Arc::default(),
         }
     }
@@ -82,12 +90,13 @@ impl Publisher {
         let Some(live) = self.store.live(task).await? else {
             if self.tasks.remove(task).is_some() {
                 self.residents.forget(task);
+                self.count();
                 tracing::info!(task, "no longer answers");
             }
             return Ok(());
         };
         let mut entry = self.entry(live);
-        entry.unproven = true;
+        entry.unproven = true.into();
         let same =
             |answering: &Entry| (answering.version, answering.mode) == (entry.version, entry.mode);
         if self
@@ -100,7 +109,10 @@ impl Publisher {
         let entry = Arc::new(entry);
         self.load(&entry).await?;
         self.tasks.publish([Arc::clone(&entry)]);
+        self.count();
+        warn(&entry);
         tracing::info!(task, version = entry.version, "live");
+        self.residents.report(&entry).await;
         Ok(())
     }
 
@@ -115,6 +127,8 @@ impl Publisher {
             .map(|live| Arc::new(self.entry(live)))
             .collect();
         self.tasks.publish(entries.iter().cloned());
+        self.count();
+        entries.iter().for_each(|entry| warn(entry));
         let (pinned, others): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.pinned);
         for entry in pinned
             .into_iter()
@@ -133,10 +147,150 @@ impl Publisher {
         };
         let mode = live.mode.unwrap_or(default);
         let pinned = self.wishes.pinned.contains(&live.task);
-        Entry::new(live.task, live.version, mode, live.path, pinned)
+        let mut entry = Entry::new(live.task, live.version, mode, live.path, pinned);
+        entry.fit = self.student.fit(&live.base);
+        entry.sums = Some(live.files);
+        entry
+    }
+
+    /// Brings the metrics up to date.
+    fn count(&self) {
+        let all = self.tasks.all();
+        let count = |is: fn(&Fit) -> bool| all.values().filter(|entry| is(&entry.fit)).count();
+        self.metrics.students(
+            count(|fit| matches!(fit, Fit::Verified)),
+            count(|fit| matches!(fit, Fit::Unverified)),
+            count(|fit| matches!(fit, Fit::Mismatch(_))),
+        );
     }
 
     async fn load(&self, entry: &Arc<Entry>) -> Result<(), Arc<LoadError>> {
         self.residents.acquire(entry).await.map(drop)
+    }
+}
+
+/// Logs that a version is not certainly, or certainly not, the student's.
+fn warn(entry: &Entry) {
+    let (task, version) = (&entry.name, entry.version);
+    match &entry.fit {
+        Fit::Verified => {}
+        Fit::Unverified => tracing::warn!(
+            task,
+            version,
+            "it is not known which encoder this version was trained on; it is served unverified \
+             until `kdlora adapter adopt` says"
+        ),
+        Fit::Mismatch(mismatch) => tracing::error!(
+            task,
+            version,
+            reason = %mismatch,
+            "this version belongs to another student and does not answer"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::KnownEncoders;
+    use crate::encoder::EncoderId;
+    use crate::serving::{LiveTask, Load, fixture};
+    use crate::store::Origin;
+    use crate::telemetry::Metrics;
+
+    /// Loads every version but the second.
+    struct NotTheSecond;
+
+    impl Load for NotTheSecond {
+        fn expected_bytes(&self, _: &Entry) -> u64 {
+            10
+        }
+
+        fn load(&self, entry: &Entry) -> Result<LiveTask, LoadError> {
+            // More than there may be.
+            let weight_bytes = if entry.version == 2 { 1_000 } else { 10 };
+            Ok(LiveTask {
+                weight_bytes,
+                ..fixture::task(&entry.name, entry.version)
+            })
+        }
+    }
+
+    fn publisher_of(
+        store: &Store,
+        tasks: &Arc<TaskTable>,
+        residents: Arc<Residents>,
+        metrics: &Arc<Metrics>,
+    ) -> Publisher {
+        let student = EncoderIdentity {
+            id: EncoderId {
+                name: "student".into(),
+                digest: "d1".into(),
+            },
+            known: KnownEncoders::default(),
+        };
+        Publisher::new(
+            store.clone(),
+            Arc::clone(tasks),
+            residents,
+            Wishes::default(),
+            Arc::new(student),
+            Arc::clone(metrics),
+        )
+    }
+
+    #[tokio::test]
+    async fn metrics_name_the_version_that_answers() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&folder.path().join("state"))
+            .await
+            .expect("a store");
+        for version in 1..=3 {
+            let source = folder.path().join(version.to_string());
+            std::fs::create_dir(&source).expect("a folder");
+            let report = format!(r#"{{"latency": {{"batch_1": {{"speed_up": {version}.5}}}}}}"#);
+            std::fs::write(source.join("report.json"), report).expect("a file");
+            let added = store.add_version("mood", &source, Origin::Imported).await;
+            assert_eq!(added.expect("a version").version, version);
+        }
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let residents = Residents::new(Arc::new(NotTheSecond), Some(100), Arc::clone(&metrics));
+        let tasks = Arc::new(TaskTable::default());
+        let publisher = publisher_of(&store, &tasks, residents, &metrics);
+        let promote = async |version| {
+            let promoted = store.promote("mood", version, "admin", "").await;
+            promoted.expect("a promotion");
+            publisher.refresh("mood").await
+        };
+        let told = |version: u64| {
+            let text = metrics.render().expect("text");
+            for line in [
+                format!("kdlora_live_version{{task=\"mood\"}} {version}\n"),
+                format!("kdlora_measured_speed_up{{task=\"mood\"}} {version}.5\n"),
+            ] {
+                assert!(text.contains(&line), "{line} in {text}");
+            }
+        };
+        promote(1).await.expect("it answers");
+        told(1);
+        let refused = promote(2).await;
+        assert!(matches!(refused, Err(PublishError::Load(_))), "{refused:?}");
+        assert_eq!(tasks.get("mood").expect("the task").version, 1);
+        told(1);
+        promote(3).await.expect("it answers");
+        told(3);
+        // After a cold start nothing is loaded, and there is no series before the first use.
+        let metrics_of_next = Arc::new(Metrics::new().expect("metrics"));
+        let loader = Arc::new(NotTheSecond);
+        let residents = Residents::new(loader, None, Arc::clone(&metrics_of_next));
+        let next = publisher_of(&store, &Arc::default(), residents, &metrics_of_next);
+        next.start().await.expect("a start");
+        let line = "kdlora_live_version{task=\"mood\"} 3";
+        let text = metrics_of_next.render().expect("text");
+        assert!(!text.contains("mood"), "{text}");
+        let entry = next.tasks.get("mood").expect("the task");
+        next.residents.acquire(&entry).await.expect("it answers");
+        let text = metrics_of_next.render().expect("text");
+        assert!(text.contains(line), "{text}");
     }
 }

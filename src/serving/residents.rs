@@ -1,5 +1,6 @@
 //! Live versions in memory: read when they are first used, within a budget of bytes.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -7,9 +8,9 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
-use super::budget::Budget;
+use super::budget::{Budget, Reservation};
 use super::{Entry, LiveTask, ModelError};
-use crate::adapter::AdapterError;
+use crate::adapter::{AdapterError, Fit, Mismatch};
 use crate::telemetry::{MeasuredLatency, Metrics, chain};
 use crate::text::TokenizerError;
 
@@ -40,8 +41,22 @@ pub enum LoadError {
     Interrupted(#[from] JoinError),
 }
 
+impl LoadError {
+    /// The mismatch, of a version that was trained on another encoder.
+    pub fn mismatch(&self) -> Option<&Mismatch> {
+        match self {
+            Self::Adapter(AdapterError::OtherEncoder(mismatch)) => Some(mismatch),
+            _ => None,
+        }
+    }
+}
+
 /// Reads a version from its folder; called on threads that may block.
 pub trait Load: Send + Sync + 'static {
+    /// The memory that the version is expected to take, found without loading it. It is reserved
+    /// first.
+    fn expected_bytes(&self, entry: &Entry) -> u64;
+
     fn load(&self, entry: &Entry) -> Result<LiveTask, LoadError>;
 }
 
@@ -84,11 +99,27 @@ impl Residents {
         if let Some(task) = entry.in_use() {
             return Ok(task);
         }
+        if let Fit::Mismatch(mismatch) = &entry.fit {
+            return Err(Arc::new(AdapterError::from(mismatch.clone()).into()));
+        }
         let (residents, entry) = (Arc::clone(self), Arc::clone(entry));
         // A task of its own: a client that goes away must not end what others wait for.
         tokio::spawn(async move { residents.load(&entry).await })
             .await
             .unwrap_or_else(|error| Err(Arc::new(error.into())))
+    }
+
+    /// Tells the metrics, once, that a version answers. It must be in the task table.
+    pub(super) async fn report(&self, entry: &Arc<Entry>) {
+        if entry.is_reported.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (metrics, entry) = (Arc::clone(&self.metrics), Arc::clone(entry));
+        let report =
+            move || metrics.task_live(&entry.name, entry.version, measured_latency(&entry));
+        if let Err(error) = spawn_blocking(report).await {
+            tracing::error!(%error, "could not tell the metrics which version answers");
+        }
     }
 
     /// The task does not answer any more.
@@ -106,6 +137,9 @@ impl Residents {
         {
             return Err(error);
         }
+        // A version that has not answered before is loaded before it goes into the task table. Any
+        // other one is in it, and has no series until it is first used: there may be 10,000 tasks.
+        let is_published = !entry.unproven.load(Ordering::Relaxed);
         let started = Instant::now();
         let outcome = self.read(entry).await.map_err(Arc::new);
         self.metrics
@@ -119,42 +153,59 @@ impl Residents {
             );
         }
         entry.set(outcome.clone());
-        if outcome.is_ok() {
-            let mut entries = self.lock();
-            // Each once, and none that has been replaced: promotions go on for as long as it runs.
-            entries.retain(|other| {
-                let other = other.upgrade();
-                other.is_some_and(|other| other.is_resident() && !Arc::ptr_eq(&other, entry))
-            });
-            entries.push(Arc::downgrade(entry));
-            drop(entries);
-            entry.in_use();
+        let task = outcome?;
+        self.remember(entry);
+        entry.in_use();
+        if is_published {
+            self.report(entry).await;
         }
-        outcome
+        Ok(task)
+    }
+
+    /// Adds a loaded entry to those that may be evicted.
+    fn remember(&self, entry: &Arc<Entry>) {
+        let mut entries = self.lock();
+        // Each once, and none that has been replaced: promotions go on for as long as it runs.
+        entries.retain(|other| {
+            let other = other.upgrade();
+            other.is_some_and(|other| other.is_resident() && !Arc::ptr_eq(&other, entry))
+        });
+        entries.push(Arc::downgrade(entry));
     }
 
     async fn read(&self, entry: &Arc<Entry>) -> Result<Arc<LiveTask>, LoadError> {
-        // Never closed.
-        let _permit = self.loads.acquire().await;
-        let (loader, metrics) = (Arc::clone(&self.loader), Arc::clone(&self.metrics));
-        let read = Arc::clone(entry);
-        let load = move || {
-            let task = loader.load(&read)?;
-            if read.first_told() {
-                metrics.task_live(&read.name, read.version, measured_latency(&read));
-            }
-            Ok::<_, LoadError>(task)
+        let (loader, read) = (Arc::clone(&self.loader), Arc::clone(entry));
+        let expected = spawn_blocking(move || loader.expected_bytes(&read)).await?;
+        let limit = self.budget.limit();
+        // An expectation is no reason to refuse a version.
+        let expected = expected.min(limit);
+        let mut memory = self.room(expected, expected).await?;
+        let mut task = {
+            // Never closed. Taken when there is room, so that nobody who waits for room keeps
+            // others from loading.
+            let _permit = self.loads.acquire().await;
+            let (loader, read) = (Arc::clone(&self.loader), Arc::clone(entry));
+            spawn_blocking(move || loader.load(&read)).await??
         };
-        let mut task = spawn_blocking(load).await??;
-        let (needed, limit) = (task.weight_bytes, self.budget.limit());
+        let needed = task.weight_bytes;
         if needed > limit {
             return Err(LoadError::Memory { needed, limit });
         }
-        let room = self.budget.reserve(needed, || self.evict_one());
-        task.memory = timeout(self.room_timeout, room)
-            .await
-            .map_err(|_| LoadError::NoRoom { needed, limit })?;
+        match needed.saturating_sub(memory.bytes()) {
+            0 => memory.shrink(needed),
+            more => memory.absorb(self.room(more, needed).await?),
+        }
+        task.memory = memory;
         Ok(Arc::new(task))
+    }
+
+    /// Reserves bytes, of the `needed` ones of a version, and makes room for them.
+    async fn room(&self, bytes: u64, needed: u64) -> Result<Reservation, LoadError> {
+        let limit = self.budget.limit();
+        let room = self.budget.reserve(bytes, || self.evict_one());
+        timeout(self.room_timeout, room)
+            .await
+            .map_err(|_| LoadError::NoRoom { needed, limit })
     }
 
     /// Lets the least recently used version go that can go; says whether there was one.
@@ -180,7 +231,7 @@ impl Residents {
 
 /// The figures of the report at `latency.batch_1`.
 fn measured_latency(entry: &Entry) -> MeasuredLatency {
-    let report = entry.report().ok().flatten();
+    let report = entry.report();
     let figure = |path: &str| report.as_ref()?.pointer(path)?.as_f64();
     let p50 = |model: &str| {
         let milliseconds = figure(&format!("/latency/batch_1/{model}/p50_ms"))?;
@@ -203,12 +254,15 @@ mod tests {
     use crate::adapter::Mode;
     use crate::serving::fixture;
 
-    /// Versions of ten bytes; one named `broken` can't be read, and `slow` waits at a gate.
+    /// Versions of ten bytes; one named `broken` can't be read, `slow` waits at a gate, and `large`
+    /// is larger than expected.
     #[derive(Default)]
     struct Shelf {
         loads: Mutex<HashMap<String, usize>>,
         gate: Option<Mutex<mpsc::Receiver<()>>>,
         entered: AtomicUsize,
+        /// How often it was asked for a size.
+        asked: AtomicUsize,
     }
 
     impl Shelf {
@@ -218,6 +272,16 @@ mod tests {
     }
 
     impl Load for Shelf {
+        fn expected_bytes(&self, entry: &Entry) -> u64 {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            match entry.name.as_str() {
+                // A merged task is expected to change all of the encoder.
+                name if name.starts_with("small") => 1_000,
+                "large" => 4,
+                _ => 10,
+            }
+        }
+
         fn load(&self, entry: &Entry) -> Result<LiveTask, LoadError> {
             *self
                 .loads
@@ -305,10 +369,12 @@ mod tests {
             let (residents, late) = (Arc::clone(&residents), Arc::clone(&late));
             async move { residents.acquire(&late).await.map(drop) }
         });
-        while shelf.loads("c") == 0 {
+        while shelf.asked.load(Ordering::SeqCst) < 3 {
             tokio::task::yield_now().await;
         }
         assert!(pinned.is_resident() && used.is_resident() && !late.is_resident());
+        // Nothing is loaded before there is room for it.
+        assert_eq!(shelf.loads("c"), 0);
         drop(in_use);
         waits.await.expect("no panic").expect("room");
         assert!(pinned.is_resident() && !used.is_resident() && late.is_resident());
@@ -336,6 +402,49 @@ mod tests {
         let refused = small.acquire(&entry("a", false)).await;
         let error = refused.err();
         assert!(matches!(error.as_deref(), Some(LoadError::Memory { .. })));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_keeps_nobody_else_from_loading() {
+        let shelf = Arc::new(Shelf::default());
+        let residents = house(&shelf, Some(25));
+        let used = entry("a", true);
+        let in_use = residents.acquire(&used).await.expect("a version");
+        // More than there are permits, and none of them fits.
+        let waiting: Vec<_> = (0..=LOADS)
+            .map(|number| {
+                let late = entry(&format!("small{number}"), true);
+                let residents = Arc::clone(&residents);
+                tokio::spawn(async move { residents.acquire(&late).await.map(drop) })
+            })
+            .collect();
+        while shelf.asked.load(Ordering::SeqCst) < 1 + waiting.len() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(residents.loads.available_permits(), LOADS);
+        for wait in &waiting {
+            wait.abort();
+        }
+        drop(in_use);
+    }
+
+    #[tokio::test]
+    async fn what_is_reserved_becomes_what_is_used() {
+        let shelf = Arc::new(Shelf::default());
+        let residents = house(&shelf, Some(25));
+        let reserved = || {
+            let text = residents.metrics.render().expect("text");
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("kdlora_adapter_memory_bytes "));
+            line.expect("the metric").to_owned()
+        };
+        let (small, large) = (entry("small", false), entry("large", false));
+        drop(residents.acquire(&small).await.expect("a version"));
+        assert_eq!(reserved(), "10");
+        drop(residents.acquire(&large).await.expect("a version"));
+        assert_eq!(reserved(), "20");
+        assert!(small.is_resident() && large.is_resident());
     }
 
     #[tokio::test]

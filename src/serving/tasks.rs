@@ -1,20 +1,20 @@
 //! The live task table: which version answers for which task, in memory or not.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use std::{fmt, fs, io};
 
 use arc_swap::ArcSwap;
 use serde_json::Value;
 
 use super::budget::Reservation;
 use super::residents::LoadError;
-use crate::adapter::{Mode, REPORT, TaskConfig};
+use crate::adapter::{FileSums, Fit, Mismatch, Mode, TaskConfig, read_report};
 use crate::encoder::{Encoder, TaskWeights};
-use crate::parse;
+use crate::telemetry::chain;
 
 /// A version in memory, ready to answer. Whoever holds it can finish with it, even after another
 /// version has gone live; its memory is free when the last one lets go.
@@ -60,15 +60,19 @@ pub struct Entry {
     pub folder: PathBuf,
     /// Stays in memory once it is there.
     pub pinned: bool,
+    /// Sums that the folder's files must have when they are read; not compared if absent.
+    pub sums: Option<FileSums>,
+    /// Whether the version was trained on the encoder that serves. One that was not is not loaded.
+    pub fit: Fit,
     /// Has to answer a text when it is loaded: a version that has not answered before.
-    pub unproven: bool,
+    pub(super) unproven: AtomicBool,
+    /// Whether the metrics name this version.
+    pub(super) is_reported: AtomicBool,
     state: Mutex<EntryState>,
     /// Held by the one who loads.
     pub(super) loading: Arc<tokio::sync::Mutex<()>>,
     /// Grows from use to use, over all entries.
     last_used: AtomicU64,
-    /// Whether the metrics know of it.
-    told: AtomicBool,
 }
 
 #[derive(Default)]
@@ -88,29 +92,49 @@ impl Entry {
             mode,
             folder,
             pinned,
-            unproven: false,
+            sums: None,
+            fit: Fit::Verified,
+            unproven: AtomicBool::new(false),
+            is_reported: AtomicBool::new(false),
             state: Mutex::default(),
             loading: Arc::default(),
             last_used: AtomicU64::new(0),
-            told: AtomicBool::new(false),
         }
     }
 
-    /// The version's `report.json`, read from its folder; `None` for one that came without.
-    ///
-    /// # Errors
-    /// It can't be read, or is not JSON.
-    pub fn report(&self) -> io::Result<Option<Value>> {
-        match fs::read(self.folder.join(REPORT)) {
-            Ok(bytes) => Ok(Some(parse::json(&bytes)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+    /// Why the version can't answer, as far as that is known; a sentence for clients.
+    pub fn unready(&self) -> Option<String> {
+        if let Fit::Mismatch(mismatch) = &self.fit {
+            return Some(self.other_student(mismatch));
         }
+        self.failed().map(|_| {
+            "the live version could not be loaded when it was last needed; the server's log has the \
+             reason"
+                .to_owned()
+        })
     }
 
-    /// Whether this is the first call.
-    pub(super) fn first_told(&self) -> bool {
-        !self.told.swap(true, Ordering::Relaxed)
+    /// Says to clients that the version is another encoder's.
+    pub fn other_student(&self, mismatch: &Mismatch) -> String {
+        format!(
+            "version {} of task {:?} does not answer here: {mismatch}; start the server with that \
+             student, or promote a version of this one",
+            self.version, self.name
+        )
+    }
+
+    /// Reads the version's `report.json` from its folder. `None` for one that came without, or
+    /// whose report can't be read: the task answers all the same. Blocks.
+    pub fn report(&self) -> Option<Value> {
+        read_report(&self.folder).unwrap_or_else(|error| {
+            tracing::warn!(
+                task = self.name,
+                version = self.version,
+                error = chain(&error),
+                "ignored an unreadable report"
+            );
+            None
+        })
     }
 
     /// What answers, if it is in memory. Does not count as a use.

@@ -1,5 +1,6 @@
 //! Folders of bytes: brought in whole or not at all. Everything here blocks.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -8,22 +9,17 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::StoreError;
-use crate::parse;
+use crate::adapter::{AdapterBase, FileSums, KnownEncoders, read_report};
+use crate::telemetry::chain;
 
 /// Folders that are being filled start with this, and no task can.
 pub(super) const INCOMING: &str = ".incoming-";
 
+/// Begins the name of a mark. It is a file beside a folder that does not exist yet in the database.
+pub(super) const UNFINISHED: &str = ".unfinished-";
+
 /// What a job's process has to say, in the job's folder.
 pub(super) const LOG: &str = "log.txt";
-
-/// How the source folder gets in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Transfer {
-    /// The source stays as it is.
-    Copy,
-    /// The source is gone afterwards.
-    Move,
-}
 
 /// A complete and flushed folder that waits for its number. Dropped without
 /// [`Staged::publish`], its bytes are removed.
@@ -32,38 +28,54 @@ pub(super) struct Staged {
     holder: TempDir,
     pub(super) digest: String,
     pub(super) bytes: u64,
-    /// The text of `report.json`, which is JSON.
+    /// `report.json` as JSON.
     pub(super) report: Option<String>,
+    pub(super) files: FileSums,
+    /// The student that the adapter's files name.
+    pub(super) base: AdapterBase,
+}
+
+/// What a folder holds.
+pub(super) struct Contents {
+    /// SHA-256 over the names, lengths and bytes of all files.
+    pub(super) digest: String,
+    pub(super) files: FileSums,
+    pub(super) bytes: u64,
 }
 
 impl Staged {
-    /// Brings `source` below `artifacts` under a temporary name and flushes it to the disk.
-    pub(super) fn new(
-        artifacts: &Path,
-        source: &Path,
-        transfer: Transfer,
-    ) -> Result<Self, StoreError> {
+    /// Copies `source` below `artifacts` under a temporary name and flushes it to the disk.
+    pub(super) fn new(artifacts: &Path, source: &Path) -> Result<Self, StoreError> {
         let holder = tempfile::Builder::new()
             .prefix(INCOMING)
             .tempdir_in(artifacts)
             .map_err(StoreError::io("make a folder in", artifacts))?;
         let folder = holder.path().join("folder");
-        bring(source, &folder, transfer)?;
-        let (digest, bytes) = digest_and_flush(&folder)?;
-        let report = read_report(&folder)?;
+        copy(source, &folder)?;
+        flush(&folder)?;
+        let contents = contents(&folder)?;
         Ok(Self {
+            report: report_of(&folder)?,
+            // Whether an adapter can be used has been checked; one that can't has no base.
+            base: AdapterBase::read(&folder, &KnownEncoders::default()).unwrap_or_default(),
             holder,
-            digest,
-            bytes,
-            report,
+            digest: contents.digest,
+            files: contents.files,
+            bytes: contents.bytes,
         })
     }
 
-    /// Renames the folder to `place`. The caller holds the number in a transaction, so a folder
-    /// that stands there is the remains of a transaction that was not committed.
+    /// Renames the folder to `place` and marks it as unfinished; the caller calls [`unmark`] when
+    /// its transaction is committed. The caller holds the number in that transaction, so a folder
+    /// that stands there is the remains of a transaction that was not committed, or an orphan.
     pub(super) fn publish(self, place: &Path) -> Result<(), StoreError> {
         let parent = place.parent().unwrap_or(place);
         fs::create_dir_all(parent).map_err(StoreError::io("make the folder", parent))?;
+        // Only what is known to be unfinished is deleted.
+        if place.exists() && !mark_of(place).exists() {
+            set_aside(place, parent.parent().unwrap_or(parent))?;
+        }
+        mark(place)?;
         remove_folder(place)?;
         fs::rename(self.holder.path().join("folder"), place)
             .map_err(StoreError::io("move an adapter folder to", place))?;
@@ -73,13 +85,67 @@ impl Staged {
     }
 }
 
-/// SHA-256 over the names, lengths and bytes of all files below `folder`.
-pub(super) fn digest(folder: &Path) -> Result<String, StoreError> {
-    let mut hasher = Sha256::new();
-    for path in files_below(folder)? {
-        hash_file(folder, &path, &mut hasher)?;
+/// Says of a folder that it is not in the database yet: if the process is killed now, the next
+/// server may delete the folder.
+pub(super) fn mark(folder: &Path) -> Result<(), StoreError> {
+    let mark = mark_of(folder);
+    File::create(&mark)
+        .map(drop)
+        .map_err(StoreError::io("make", &mark))
+}
+
+/// Takes the mark of a folder away; one without a mark is no error.
+pub(super) fn unmark(folder: &Path) -> Result<(), StoreError> {
+    let mark = mark_of(folder);
+    match fs::remove_file(&mark) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(StoreError::io("remove", &mark)(error))
+        }
+        _ => Ok(()),
     }
-    Ok(format!("{:x}", hasher.finalize()))
+}
+
+/// Moves a folder below `top` to `.orphans` in `top`, and returns where it is now.
+pub(super) fn set_aside(folder: &Path, top: &Path) -> Result<PathBuf, StoreError> {
+    let orphans = top.join(".orphans");
+    fs::create_dir_all(&orphans).map_err(StoreError::io("make the folder", &orphans))?;
+    let inside = folder.strip_prefix(top).unwrap_or(folder);
+    let name = inside.to_string_lossy().replace('/', "-");
+    let free = (0u32..).map(|copy| match copy {
+        0 => orphans.join(&name),
+        copy => orphans.join(format!("{name}.{copy}")),
+    });
+    let place = free
+        .into_iter()
+        .find(|place| !place.exists())
+        .unwrap_or(orphans);
+    fs::rename(folder, &place).map_err(StoreError::io("move to .orphans", folder))?;
+    Ok(place)
+}
+
+fn mark_of(folder: &Path) -> PathBuf {
+    let name = folder.file_name().unwrap_or_default();
+    let mut mark = OsString::from(UNFINISHED);
+    mark.push(name);
+    folder.with_file_name(mark)
+}
+
+/// Reads all files below `folder`.
+pub(super) fn contents(folder: &Path) -> Result<Contents, StoreError> {
+    let mut hasher = Sha256::new();
+    let mut files = FileSums::default();
+    let mut bytes = 0;
+    for path in files_below(folder)? {
+        bytes += hash_file(folder, &path, &mut hasher)?;
+        files
+            .add(folder, &path)
+            .map_err(StoreError::io("read", &path))?;
+    }
+    Ok(Contents {
+        digest: format!("{:x}", hasher.finalize()),
+        files,
+        bytes,
+    })
 }
 
 /// Removes a folder and what is in it; one that is not there is no error.
@@ -144,21 +210,6 @@ pub(super) fn children(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(paths)
 }
 
-fn bring(source: &Path, target: &Path, transfer: Transfer) -> Result<(), StoreError> {
-    if transfer == Transfer::Move {
-        match fs::rename(source, target) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::CrossesDevices => {}
-            Err(error) => return Err(StoreError::io("move", source)(error)),
-        }
-    }
-    copy(source, target)?;
-    if transfer == Transfer::Move {
-        remove_folder(source)?;
-    }
-    Ok(())
-}
-
 fn copy(source: &Path, target: &Path) -> Result<(), StoreError> {
     fs::create_dir_all(target).map_err(StoreError::io("make the folder", target))?;
     // Listing first refuses links before anything is copied.
@@ -198,27 +249,24 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(files)
 }
 
-fn digest_and_flush(folder: &Path) -> Result<(String, u64), StoreError> {
-    let mut hasher = Sha256::new();
-    let mut bytes = 0;
+/// Writes all files below `folder` to the disk, and the folders that name them.
+fn flush(folder: &Path) -> Result<(), StoreError> {
     let mut folders = vec![folder.to_owned()];
     for path in files_below(folder)? {
-        let file = hash_file(folder, &path, &mut hasher)?;
-        file.sync_all().map_err(StoreError::io("flush", &path))?;
-        bytes += file
-            .metadata()
-            .map_err(StoreError::io("read", &path))?
-            .len();
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(StoreError::io("flush", &path))?;
         folders.extend(path.parent().map(Path::to_owned));
     }
     folders.dedup();
     for path in folders {
         flush_folder(&path)?;
     }
-    Ok((format!("{:x}", hasher.finalize()), bytes))
+    Ok(())
 }
 
-fn hash_file(folder: &Path, path: &Path, hasher: &mut Sha256) -> Result<File, StoreError> {
+/// Hashes a file with its name; returns its length.
+fn hash_file(folder: &Path, path: &Path, hasher: &mut Sha256) -> Result<u64, StoreError> {
     let mut file = File::open(path).map_err(StoreError::io("open", path))?;
     let length = file.metadata().map_err(StoreError::io("read", path))?.len();
     let name = path.strip_prefix(folder).unwrap_or(path);
@@ -227,7 +275,7 @@ fn hash_file(folder: &Path, path: &Path, hasher: &mut Sha256) -> Result<File, St
     hasher.update(name);
     hasher.update(length.to_le_bytes());
     copy_into_hasher(&mut file, hasher).map_err(StoreError::io("read", path))?;
-    Ok(file)
+    Ok(length)
 }
 
 fn copy_into_hasher(file: &mut File, hasher: &mut Sha256) -> io::Result<()> {
@@ -246,15 +294,13 @@ fn flush_folder(path: &Path) -> Result<(), StoreError> {
         .map_err(StoreError::io("flush", path))
 }
 
-fn read_report(folder: &Path) -> Result<Option<String>, StoreError> {
-    let path = folder.join("report.json");
-    let text = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(StoreError::io("read", &path))?,
-    };
-    parse::json::<serde_json::Map<String, serde_json::Value>>(text.as_bytes())
-        .map_err(|source| StoreError::BadReport { path, source })?;
-    Ok(Some(text))
+/// The report as JSON that is read back as it is: checked by [`read_report`], and written anew.
+fn report_of(folder: &Path) -> Result<Option<String>, StoreError> {
+    let report = read_report(folder).map_err(|error| {
+        let shown = format!("{}/", folder.display());
+        StoreError::BadReport(chain(&error).replace(&shown, ""))
+    })?;
+    Ok(report.map(|report| report.to_string()))
 }
 
 #[cfg(test)]
@@ -267,13 +313,11 @@ mod tests {
         let source = parent.path().join("source");
         fs::create_dir(&source).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", source.join("report.json")).unwrap();
-        for transfer in [Transfer::Copy, Transfer::Move] {
-            let staged = Staged::new(parent.path(), &source, transfer);
-            assert!(
-                matches!(staged, Err(StoreError::NotPlainFiles(_))),
-                "{staged:?}"
-            );
-        }
+        let staged = Staged::new(parent.path(), &source);
+        assert!(
+            matches!(staged, Err(StoreError::NotPlainFiles(_))),
+            "{staged:?}"
+        );
     }
 
     #[test]
@@ -283,7 +327,7 @@ mod tests {
             let folder = parent.path().join(name);
             fs::create_dir(&folder).unwrap();
             fs::write(folder.join(file), content).unwrap();
-            digest(&folder).unwrap()
+            contents(&folder).unwrap().digest
         };
         let first = make("first", "a", "1");
         assert_eq!(first, make("same", "a", "1"));
@@ -298,7 +342,7 @@ mod tests {
         fs::create_dir(&source).unwrap();
         fs::create_dir(&artifacts).unwrap();
         fs::write(source.join("file"), "bytes").unwrap();
-        drop(Staged::new(&artifacts, &source, Transfer::Copy).unwrap());
+        drop(Staged::new(&artifacts, &source).unwrap());
         assert_eq!(children(&artifacts).unwrap(), Vec::<PathBuf>::new());
         assert!(source.join("file").exists());
     }

@@ -26,6 +26,7 @@ async fn adds_versions_until_killed() {
             spec: serde_json::json!({}),
             idempotency_key: None,
             request_digest: String::new(),
+            warnings: Vec::new(),
         };
         let Created::New(job) = store.create_job(new).await.unwrap() else {
             unreachable!("without a key every job is new")

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{FromRow, Row, Sqlite, Transaction};
+use sqlx::{FromRow, Row, SqliteConnection};
 use utoipa::ToSchema;
 
 use super::versions::database_int;
@@ -41,6 +42,10 @@ pub struct Job {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// What may spoil the result, as sentences for the user; shown if there are any. The report has
+    /// them too, in `data.checks`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     pub created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
@@ -106,6 +111,8 @@ pub struct NewJob {
     pub idempotency_key: Option<String>,
     /// SHA-256 of the request, which tells a repeated request from another one with the same key.
     pub request_digest: String,
+    /// What may spoil the result, as far as it is known.
+    pub warnings: Vec<String>,
 }
 
 impl NewJob {
@@ -137,6 +144,7 @@ pub struct Progress {
 /// Starts of a job's process after which it is not started again.
 pub const MAX_ATTEMPTS: u64 = 3;
 
+const OF_ID: &str = "SELECT * FROM jobs WHERE id = ?";
 const OF_KEY: &str = "SELECT * FROM jobs WHERE idempotency_key = ?";
 
 impl Store {
@@ -144,31 +152,33 @@ impl Store {
     /// another request is [`StoreError::KeyReused`].
     pub async fn create_job(&self, new: NewJob) -> Result<Created, StoreError> {
         check_task_name(&new.task)?;
-        let mut transaction = self.write().await?;
-        if let Some(key) = &new.idempotency_key {
-            let row = sqlx::query(OF_KEY)
-                .bind(key)
-                .fetch_optional(&mut *transaction)
-                .await?;
-            if let Some(row) = row {
-                return earlier_job(&row, key, &new.request_digest).map(Created::Existing);
+        self.write(async |connection| {
+            if let Some(key) = &new.idempotency_key {
+                let row = sqlx::query(OF_KEY)
+                    .bind(key)
+                    .fetch_optional(&mut *connection)
+                    .await?;
+                if let Some(row) = row {
+                    return earlier_job(&row, key, &new.request_digest).map(Created::Existing);
+                }
             }
-        }
-        let sql = "INSERT INTO jobs
-            (id, task, priority, spec, state, created_at, idempotency_key, request_digest)
-            VALUES (?, ?, ?, ?, 'queued', ?, ?, ?) RETURNING *";
-        let job = sqlx::query_as(sql)
-            .bind(&new.id)
-            .bind(&new.task)
-            .bind(new.priority)
-            .bind(new.spec.to_string())
-            .bind(Timestamp::now().millis())
-            .bind(&new.idempotency_key)
-            .bind(&new.request_digest)
-            .fetch_one(&mut *transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(Created::New(job))
+            let sql = "INSERT INTO jobs
+                (id, task, priority, spec, state, created_at, idempotency_key, request_digest, warnings)
+                VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?) RETURNING *";
+            let job = sqlx::query_as(sql)
+                .bind(&new.id)
+                .bind(&new.task)
+                .bind(new.priority)
+                .bind(new.spec.to_string())
+                .bind(Timestamp::now().millis())
+                .bind(&new.idempotency_key)
+                .bind(&new.request_digest)
+                .bind(Value::from(new.warnings).to_string())
+                .fetch_one(connection)
+                .await?;
+            Ok(Created::New(job))
+        })
+        .await
     }
 
     /// The job that the same request with the same key made before, if there is one. A key that
@@ -182,11 +192,11 @@ impl Store {
     }
 
     pub async fn job(&self, id: &str) -> Result<Job, StoreError> {
-        sqlx::query_as("SELECT * FROM jobs WHERE id = ?")
+        let job = sqlx::query_as(OF_ID)
             .bind(id)
             .fetch_optional(self.pool())
-            .await?
-            .ok_or_else(|| StoreError::UnknownJob(id.to_owned()))
+            .await?;
+        job.ok_or_else(|| StoreError::UnknownJob(id.to_owned()))
     }
 
     /// What the job was asked to do, as it was queued.
@@ -228,27 +238,47 @@ impl Store {
             WHERE id = (SELECT id FROM jobs WHERE state = 'queued'
                 ORDER BY priority DESC, id LIMIT 1)
             RETURNING *";
-        Ok(sqlx::query_as(sql)
-            .bind(Timestamp::now().millis())
-            .fetch_optional(self.pool())
-            .await?)
+        self.write(async |connection| {
+            Ok(sqlx::query_as(sql)
+                .bind(Timestamp::now().millis())
+                .fetch_optional(connection)
+                .await?)
+        })
+        .await
     }
 
     /// Records how far a running job is; a job in another state stays as it is.
     pub async fn record_progress(&self, id: &str, progress: &Progress) -> Result<(), StoreError> {
         let sql = "UPDATE jobs SET stage = ?, step = ?, steps = ?, loss = ?,
             tokens_per_second = ?, eta_seconds = ? WHERE id = ? AND state = 'running'";
-        sqlx::query(sql)
-            .bind(&progress.stage)
-            .bind(database_int(progress.step))
-            .bind(database_int(progress.steps))
-            .bind(progress.loss)
-            .bind(progress.tokens_per_second)
-            .bind(progress.eta_seconds)
-            .bind(id)
-            .execute(self.pool())
-            .await?;
-        Ok(())
+        self.write(async |connection| {
+            sqlx::query(sql)
+                .bind(&progress.stage)
+                .bind(database_int(progress.step))
+                .bind(database_int(progress.steps))
+                .bind(progress.loss)
+                .bind(progress.tokens_per_second)
+                .bind(progress.eta_seconds)
+                .bind(id)
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Records what may spoil the result of a running job.
+    pub async fn record_warnings(&self, id: &str, warnings: &[String]) -> Result<(), StoreError> {
+        let sql = "UPDATE jobs SET warnings = ? WHERE id = ? AND state = 'running'";
+        self.write(async |connection| {
+            sqlx::query(sql)
+                .bind(Value::from(warnings).to_string())
+                .bind(id)
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Puts a running job back into the queue, in its old place: its process has ended before its
@@ -257,12 +287,15 @@ impl Store {
     pub async fn requeue_job(&self, id: &str, counts: bool) -> Result<Job, StoreError> {
         let sql = "UPDATE jobs SET state = 'queued', attempts = attempts - ?, eta_seconds = NULL
             WHERE id = ? AND state = 'running' RETURNING *";
-        let job: Option<Job> = sqlx::query_as(sql)
-            .bind(i64::from(!counts))
-            .bind(id)
-            .fetch_optional(self.pool())
-            .await?;
-        self.changed(id, job).await
+        self.write(async |connection| {
+            let job = sqlx::query_as(sql)
+                .bind(i64::from(!counts))
+                .bind(id)
+                .fetch_optional(&mut *connection)
+                .await?;
+            changed(connection, id, job).await
+        })
+        .await
     }
 
     /// Ends a queued or running job without a version.
@@ -270,27 +303,34 @@ impl Store {
         self.end_job(id, JobState::Failed, Some(error)).await
     }
 
-    /// Ends a queued or running job because its owner does not want it any more. Whoever runs
-    /// it stops the process first.
+    /// Ends a queued or running job because its owner does not want it any more. The caller stops
+    /// its process first.
     pub async fn cancel_job(&self, id: &str) -> Result<Job, StoreError> {
         self.end_job(id, JobState::Cancelled, None).await
     }
 
-    /// Cancels the job if it has not been started; `None` if it is past that.
-    pub async fn cancel_queued_job(&self, id: &str) -> Result<Option<Job>, StoreError> {
-        let sql = "UPDATE jobs SET state = 'cancelled', finished_at = ?
-            WHERE id = ? AND state = 'queued' RETURNING *";
-        Ok(sqlx::query_as(sql)
-            .bind(Timestamp::now().millis())
-            .bind(id)
-            .fetch_optional(self.pool())
-            .await?)
+    /// Marks the folder of a job that is being prepared: the next server removes it unless
+    /// [`Store::create_job`] has made the job exist. Blocks.
+    pub fn mark_job_folder(&self, id: &str) -> Result<(), StoreError> {
+        self.observed(artifacts::mark(&self.job_folder(id)))
     }
 
-    /// Removes what is in a job's folder except its log.
+    /// Removes the folder of a job that does not exist, and its mark. Blocks.
+    pub fn remove_job_folder(&self, id: &str) -> Result<(), StoreError> {
+        artifacts::remove_folder(&self.job_folder(id))?;
+        self.unmark_job_folder(id)
+    }
+
+    /// Takes the mark of a job's folder away, as the job exists. Blocks.
+    pub fn unmark_job_folder(&self, id: &str) -> Result<(), StoreError> {
+        artifacts::unmark(&self.job_folder(id))
+    }
+
+    /// Removes what is in the folder of a job that is over, except its log.
     pub async fn clear_job_folder(&self, id: &str) -> Result<(), StoreError> {
         let folder = self.job_folder(id);
-        tokio::task::spawn_blocking(move || artifacts::keep_only_log(&folder)).await?
+        self.blocking(move || artifacts::keep_only_log(&folder))
+            .await
     }
 
     /// The last `bytes` of what the job's process has logged, from the beginning of a line on;
@@ -298,7 +338,7 @@ impl Store {
     pub async fn job_log(&self, id: &str, bytes: u64) -> Result<String, StoreError> {
         self.job(id).await?;
         let path = self.job_folder(id).join(artifacts::LOG);
-        tokio::task::spawn_blocking(move || artifacts::tail(&path, bytes)).await?
+        self.blocking(move || artifacts::tail(&path, bytes)).await
     }
 
     async fn end_job(
@@ -309,26 +349,39 @@ impl Store {
     ) -> Result<Job, StoreError> {
         let sql = "UPDATE jobs SET state = ?, error = ?, eta_seconds = NULL, finished_at = ?
             WHERE id = ? AND state IN ('queued', 'running') RETURNING *";
-        let job: Option<Job> = sqlx::query_as(sql)
-            .bind(state.as_str())
-            .bind(error)
-            .bind(Timestamp::now().millis())
-            .bind(id)
-            .fetch_optional(self.pool())
-            .await?;
-        self.changed(id, job).await
+        self.write(async |connection| {
+            let job = sqlx::query_as(sql)
+                .bind(state.as_str())
+                .bind(error)
+                .bind(Timestamp::now().millis())
+                .bind(id)
+                .fetch_optional(&mut *connection)
+                .await?;
+            changed(connection, id, job).await
+        })
+        .await
     }
+}
 
-    /// The job as a change has left it, if it could still be changed.
-    async fn changed(&self, id: &str, job: Option<Job>) -> Result<Job, StoreError> {
-        match job {
-            Some(job) => Ok(job),
-            None => Err(StoreError::JobOver {
-                state: self.job(id).await?.state,
-                id: id.to_owned(),
-            }),
-        }
+/// The job as a change has left it. An error if there was nothing to change: the job is over, or
+/// there is none.
+async fn changed(
+    connection: &mut SqliteConnection,
+    id: &str,
+    job: Option<Job>,
+) -> Result<Job, StoreError> {
+    if let Some(job) = job {
+        return Ok(job);
     }
+    let job: Option<Job> = sqlx::query_as(OF_ID)
+        .bind(id)
+        .fetch_optional(connection)
+        .await?;
+    let id = id.to_owned();
+    Err(match job {
+        Some(Job { state, .. }) => StoreError::JobOver { id, state },
+        None => StoreError::UnknownJob(id),
+    })
 }
 
 fn is_usual(attempts: &u64) -> bool {
@@ -337,29 +390,19 @@ fn is_usual(attempts: &u64) -> bool {
 
 /// Marks a running job as succeeded within the transaction that adds its version.
 pub(super) async fn succeed(
-    transaction: &mut Transaction<'_, Sqlite>,
+    connection: &mut SqliteConnection,
     id: &str,
     version: u64,
 ) -> Result<(), StoreError> {
     let sql = "UPDATE jobs SET state = 'succeeded', version = ?, eta_seconds = NULL, error = NULL,
-        finished_at = ? WHERE id = ? AND state = 'running'";
-    let result = sqlx::query(sql)
+        finished_at = ? WHERE id = ? AND state = 'running' RETURNING *";
+    let job = sqlx::query_as(sql)
         .bind(database_int(version))
         .bind(Timestamp::now().millis())
         .bind(id)
-        .execute(&mut **transaction)
+        .fetch_optional(&mut *connection)
         .await?;
-    if result.rows_affected() == 1 {
-        return Ok(());
-    }
-    let row = sqlx::query("SELECT state FROM jobs WHERE id = ?")
-        .bind(id)
-        .fetch_one(&mut **transaction)
-        .await?;
-    Err(StoreError::JobOver {
-        id: id.to_owned(),
-        state: state(&row)?,
-    })
+    changed(connection, id, job).await.map(drop)
 }
 
 fn earlier_job(row: &SqliteRow, key: &str, digest: &str) -> Result<Job, StoreError> {
@@ -406,6 +449,8 @@ impl FromRow<'_, SqliteRow> for Job {
             attempts: number("attempts")?.unwrap_or_default(),
             version: number("version")?,
             error: row.try_get("error")?,
+            // Unreadable ones are no reason to hide the job.
+            warnings: parse::json(row.try_get("warnings")?).unwrap_or_default(),
             created_at: Timestamp::from_millis(row.try_get("created_at")?),
             started_at: time("started_at")?,
             finished_at: time("finished_at")?,
@@ -426,6 +471,7 @@ mod tests {
             spec: serde_json::json!({ "task": "topic" }),
             idempotency_key: key.map(str::to_owned),
             request_digest: digest.into(),
+            warnings: Vec::new(),
         }
     }
 
@@ -499,7 +545,7 @@ mod tests {
             .finish_with_version(&job.id, &output, Some("kept 97 %"))
             .await
             .unwrap();
-        assert!(version.live && !output.exists());
+        assert!(version.live);
         let job = store.job(&job.id).await.unwrap();
         assert_eq!((job.state, job.version), (JobState::Succeeded, Some(1)));
         let history = store.history("topic").await.unwrap();
@@ -530,16 +576,34 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_queued_job_is_cancelled_in_the_queue() {
+    async fn warnings_are_kept_from_the_request_and_replaced_by_those_of_the_pass() {
         let (_folder, store) = store().await;
-        let first = create(&store).await;
+        let new = NewJob {
+            warnings: vec!["odd \"names\"".into()],
+            ..new_job(None, "d")
+        };
+        let Created::New(job) = store.create_job(new).await.unwrap() else {
+            panic!("the job exists already")
+        };
+        assert_eq!(job.warnings, ["odd \"names\""]);
         store.start_next_job().await.unwrap();
-        assert_eq!(store.cancel_queued_job(&first.id).await.unwrap(), None);
+        let more = ["odd names".to_owned(), "few rows".to_owned()];
+        store.record_warnings(&job.id, &more).await.unwrap();
+        assert_eq!(store.job(&job.id).await.unwrap().warnings, more);
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_job_is_not_started() {
+        let (_folder, store) = store().await;
+        create(&store).await;
+        store.start_next_job().await.unwrap();
         let second = create(&store).await;
-        let cancelled = store.cancel_queued_job(&second.id).await.unwrap().unwrap();
+        let cancelled = store.cancel_job(&second.id).await.unwrap();
         assert_eq!(cancelled.state, JobState::Cancelled);
         assert_eq!(store.start_next_job().await.unwrap(), None);
         let counts = store.job_counts().await.unwrap();
         assert_eq!(counts.len(), 2);
+        let unknown = store.cancel_job("unknown").await;
+        assert!(matches!(unknown, Err(StoreError::UnknownJob(_))));
     }
 }

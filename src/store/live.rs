@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Row, SqliteConnection};
 use utoipa::ToSchema;
 
-use super::versions::{Version, artifact, database_int, unsigned};
+use super::versions::{Version, artifact, base, database_int, files, select_version, unsigned};
 use super::{Store, StoreError, Timestamp};
-use crate::adapter::Mode;
+use crate::adapter::{AdapterBase, FileSums, Mode};
 
 /// One change of a task's live version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -46,11 +46,16 @@ pub struct LiveVersion {
     pub mode: Option<Mode>,
     /// The PEFT folder.
     pub path: PathBuf,
+    /// The sums that its files must have.
+    pub files: FileSums,
+    /// The encoder that the version was trained on.
+    pub base: AdapterBase,
 }
 
 /// Columns that [`LiveVersion::from_row`] reads.
-const LIVE: &str = "SELECT l.task, l.version, m.mode
-    FROM live l LEFT JOIN task_modes m ON m.task = l.task";
+const LIVE: &str = "SELECT l.task, l.version, m.mode, v.files, v.student_name, v.student_digest
+    FROM live l JOIN versions v ON v.task = l.task AND v.version = l.version
+    LEFT JOIN task_modes m ON m.task = l.task";
 
 impl LiveVersion {
     fn from_row(row: &SqliteRow, artifacts: &Path) -> Result<Self, sqlx::Error> {
@@ -61,6 +66,8 @@ impl LiveVersion {
             path: artifact(artifacts, &task, version),
             version,
             mode: mode.and_then(Mode::parse),
+            files: files(row)?,
+            base: base(row)?,
             task,
         })
     }
@@ -103,10 +110,11 @@ impl Store {
                 version,
             });
         }
-        let mut transaction = self.write().await?;
-        promote(&mut transaction, task, version, actor, reason).await?;
-        transaction.commit().await?;
-        self.version(task, version).await
+        self.write(async |connection| {
+            promote(connection, task, version, actor, reason).await?;
+            select_version(connection, &self.artifacts(), task, version).await
+        })
+        .await
     }
 
     /// Makes the version live that was live before the promotion in force; going back again goes
@@ -121,54 +129,56 @@ impl Store {
             return Err(StoreError::UnknownTask(task.to_owned()));
         }
         let nothing = || StoreError::NothingToRollBack(task.to_owned());
-        let mut transaction = self.write().await?;
-        let live = live_row(&mut transaction, task)
-            .await?
-            .ok_or_else(nothing)?;
-        let mut promotion = live.promotion;
-        let (promotion, version) = loop {
-            let earlier = replaced_by(&mut transaction, promotion).await?;
-            let (earlier, version) = earlier.ok_or_else(nothing)?;
-            if artifact(&self.artifacts(), task, version).is_dir() {
-                break (earlier, version);
-            }
-            promotion = earlier;
-        };
-        let change = NewChange {
-            task,
-            kind: "rollback",
-            version,
-            live: Some(live),
-            actor,
-            reason,
-        };
-        change.insert(&mut transaction).await?;
-        set_live(&mut transaction, task, version, promotion).await?;
-        transaction.commit().await?;
-        self.version(task, version).await
+        let artifacts = self.artifacts();
+        self.write(async |connection| {
+            let live = live_row(connection, task).await?.ok_or_else(nothing)?;
+            let mut promotion = live.promotion;
+            let (promotion, version) = loop {
+                let earlier = replaced_by(connection, promotion).await?;
+                let (earlier, version) = earlier.ok_or_else(nothing)?;
+                if artifact(&artifacts, task, version).is_dir() {
+                    break (earlier, version);
+                }
+                promotion = earlier;
+            };
+            let change = NewChange {
+                task,
+                kind: "rollback",
+                version,
+                live: Some(live),
+                actor,
+                reason,
+            };
+            change.insert(connection).await?;
+            set_live(connection, task, version, promotion).await?;
+            select_version(connection, &artifacts, task, version).await
+        })
+        .await
     }
 
     /// Takes the task out of service. Its versions stay, and each can be promoted again; there is
     /// nothing to go back to after that.
     pub async fn withdraw(&self, task: &str, actor: &str, reason: &str) -> Result<(), StoreError> {
-        let mut transaction = self.write().await?;
-        let live = live_row(&mut transaction, task).await?;
-        let live = live.ok_or_else(|| StoreError::NotLive(task.to_owned()))?;
-        let sql = "INSERT INTO withdrawals (task, version, after, actor, reason, at)
-            SELECT ?1, ?2, MAX(id), ?3, ?4, ?5 FROM changes WHERE task = ?1";
-        sqlx::query(sql)
-            .bind(task)
-            .bind(live.version)
-            .bind(actor)
-            .bind(reason)
-            .bind(Timestamp::now().millis())
-            .execute(&mut *transaction)
-            .await?;
-        sqlx::query("DELETE FROM live WHERE task = ?")
-            .bind(task)
-            .execute(&mut *transaction)
-            .await?;
-        Ok(transaction.commit().await?)
+        self.write(async |connection| {
+            let live = live_row(connection, task).await?;
+            let live = live.ok_or_else(|| StoreError::NotLive(task.to_owned()))?;
+            let sql = "INSERT INTO withdrawals (task, version, after, actor, reason, at)
+                SELECT ?1, ?2, MAX(id), ?3, ?4, ?5 FROM changes WHERE task = ?1";
+            sqlx::query(sql)
+                .bind(task)
+                .bind(live.version)
+                .bind(actor)
+                .bind(reason)
+                .bind(Timestamp::now().millis())
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query("DELETE FROM live WHERE task = ?")
+                .bind(task)
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Every change of the task's live version, oldest first.
@@ -224,7 +234,7 @@ struct NewChange<'a> {
 
 impl NewChange<'_> {
     /// Returns the change's id.
-    async fn insert(&self, transaction: &mut Transaction<'_, Sqlite>) -> Result<i64, StoreError> {
+    async fn insert(&self, connection: &mut SqliteConnection) -> Result<i64, StoreError> {
         let sql = "INSERT INTO changes (task, kind, version, previous, replaced, actor, reason, at)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
         let result = sqlx::query(sql)
@@ -236,20 +246,20 @@ impl NewChange<'_> {
             .bind(self.actor)
             .bind(self.reason)
             .bind(Timestamp::now().millis())
-            .execute(&mut **transaction)
+            .execute(connection)
             .await?;
         Ok(result.last_insert_rowid())
     }
 }
 
 pub(super) async fn promote(
-    transaction: &mut Transaction<'_, Sqlite>,
+    connection: &mut SqliteConnection,
     task: &str,
     version: u64,
     actor: &str,
     reason: &str,
 ) -> Result<(), StoreError> {
-    let live = live_row(transaction, task).await?;
+    let live = live_row(connection, task).await?;
     if live
         .as_ref()
         .is_some_and(|live| live.version == database_int(version))
@@ -264,24 +274,24 @@ pub(super) async fn promote(
         actor,
         reason,
     };
-    let promotion = change.insert(transaction).await?;
-    set_live(transaction, task, version, promotion).await
+    let promotion = change.insert(connection).await?;
+    set_live(connection, task, version, promotion).await
 }
 
 async fn live_row(
-    transaction: &mut Transaction<'_, Sqlite>,
+    connection: &mut SqliteConnection,
     task: &str,
 ) -> Result<Option<LiveRow>, StoreError> {
     let row: Option<(i64, i64)> =
         sqlx::query_as("SELECT version, promotion FROM live WHERE task = ?")
             .bind(task)
-            .fetch_optional(&mut **transaction)
+            .fetch_optional(connection)
             .await?;
     Ok(row.map(|(version, promotion)| LiveRow { version, promotion }))
 }
 
 async fn set_live(
-    transaction: &mut Transaction<'_, Sqlite>,
+    connection: &mut SqliteConnection,
     task: &str,
     version: u64,
     promotion: i64,
@@ -292,21 +302,21 @@ async fn set_live(
         .bind(task)
         .bind(database_int(version))
         .bind(promotion)
-        .execute(&mut **transaction)
+        .execute(connection)
         .await?;
     Ok(())
 }
 
 /// The promotion (id, version) that the given one replaced.
 async fn replaced_by(
-    transaction: &mut Transaction<'_, Sqlite>,
+    connection: &mut SqliteConnection,
     promotion: i64,
 ) -> Result<Option<(i64, u64)>, StoreError> {
     let sql = "SELECT earlier.id, earlier.version FROM changes AS later
         JOIN changes AS earlier ON earlier.id = later.replaced WHERE later.id = ?";
     let row: Option<(i64, i64)> = sqlx::query_as(sql)
         .bind(promotion)
-        .fetch_optional(&mut **transaction)
+        .fetch_optional(connection)
         .await?;
     Ok(row.map(|(id, version)| (id, version.unsigned_abs())))
 }

@@ -21,22 +21,25 @@ impl Store {
     pub async fn set_mode(&self, task: &str, mode: Option<Mode>) -> Result<(), StoreError> {
         // For its error.
         self.versions(task).await?;
-        match mode {
-            Some(mode) => {
-                sqlx::query("INSERT OR REPLACE INTO task_modes (task, mode) VALUES (?, ?)")
-                    .bind(task)
-                    .bind(mode.name())
-                    .execute(self.pool())
-                    .await?
-            }
-            None => {
-                sqlx::query("DELETE FROM task_modes WHERE task = ?")
-                    .bind(task)
-                    .execute(self.pool())
-                    .await?
-            }
-        };
-        Ok(())
+        self.write(async |connection| {
+            match mode {
+                Some(mode) => {
+                    sqlx::query("INSERT OR REPLACE INTO task_modes (task, mode) VALUES (?, ?)")
+                        .bind(task)
+                        .bind(mode.name())
+                        .execute(connection)
+                        .await?
+                }
+                None => {
+                    sqlx::query("DELETE FROM task_modes WHERE task = ?")
+                        .bind(task)
+                        .execute(connection)
+                        .await?
+                }
+            };
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -31,6 +31,7 @@ const MODELS: [&str; 2] = ["student", "teacher"];
 /// The label `task` only ever holds names of tasks that exist, so that no client can make series.
 pub struct Metrics {
     registry: Registry,
+    http_requests: IntCounterVec,
     pub(super) requests: IntCounterVec,
     pub(super) request_seconds: HistogramVec,
     pub(super) tokenize_seconds: HistogramVec,
@@ -42,6 +43,7 @@ pub struct Metrics {
     batch_tokens: Histogram,
     batch_seconds: Histogram,
     live_version: IntGaugeVec,
+    students: IntGaugeVec,
     latency: GaugeVec,
     speed_up: GaugeVec,
     adapters: IntGauge,
@@ -50,6 +52,7 @@ pub struct Metrics {
     adapter_load_seconds: Histogram,
     adapter_evictions: IntCounter,
     jobs: IntGaugeVec,
+    store_errors: IntCounter,
     training_loss: Gauge,
     training_tokens_per_second: Gauge,
     process_resident: IntGauge,
@@ -71,6 +74,16 @@ impl Metrics {
         let r = Registry::new();
         let by_task = |name, help| seconds(&r, name, help);
         Ok(Self {
+            http_requests: register(
+                &r,
+                IntCounterVec::new(
+                    Opts::new(
+                        "kdlora_http_requests_total",
+                        "Answered requests of all routes, by method, route template and status.",
+                    ),
+                    &["method", "route", "status"],
+                )?,
+            )?,
             requests: register(
                 &r,
                 IntCounterVec::new(
@@ -123,6 +136,12 @@ impl Metrics {
                 "Version that answers for the task.",
                 &["task"],
             )?,
+            students: gauges(
+                &r,
+                "kdlora_task_students",
+                "Tasks by whether their live version was trained on the student that serves.",
+                &["student"],
+            )?,
             latency: register(
                 &r,
                 GaugeVec::new(
@@ -173,6 +192,13 @@ impl Metrics {
                 )?,
             )?,
             jobs: gauges(&r, "kdlora_jobs", "Distillation jobs by state.", &["state"])?,
+            store_errors: register(
+                &r,
+                IntCounter::new(
+                    "kdlora_store_errors_total",
+                    "Writes to the state folder that the disk or the database refused.",
+                )?,
+            )?,
             training_loss: float(
                 &r,
                 "kdlora_training_loss",
@@ -203,6 +229,18 @@ impl Metrics {
     fn quiet(self) -> Self {
         self.training(None, None);
         self
+    }
+
+    /// A request has been answered. Each label must have few values, whatever clients send.
+    pub fn http_request(&self, method: &str, route: &str, status: u16) {
+        self.http_requests
+            .with_label_values(&[method, route, &status.to_string()])
+            .inc();
+    }
+
+    /// A write to the state folder has failed.
+    pub fn store_failed(&self) {
+        self.store_errors.inc();
     }
 
     /// A classification request has come for `task`, which must be the name of a known one.
@@ -244,6 +282,18 @@ impl Metrics {
         match measured.speed_up {
             Some(factor) => self.speed_up.with_label_values(&[task]).set(factor),
             None => drop(self.speed_up.remove_label_values(&[task])),
+        }
+    }
+
+    /// Tasks whose live version is known to be the student's, is not known to be, and is not.
+    pub fn students(&self, verified: usize, unverified: usize, mismatched: usize) {
+        for (student, tasks) in [
+            ("verified", verified),
+            ("unverified", unverified),
+            ("mismatch", mismatched),
+        ] {
+            let gauge = self.students.with_label_values(&[student]);
+            gauge.set(to_i64(tasks));
         }
     }
 

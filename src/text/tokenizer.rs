@@ -1,19 +1,22 @@
 //! From texts to token ids, the same as `transformers`' `AutoTokenizer` gives.
 
+mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokenizers::{Encoding, PostProcessor, TruncationDirection};
 
+use self::settings::Settings;
 use super::lookahead::{Lookahead, floor_char_boundary};
 use super::truncation::{Head, Size};
 use super::{Input, Sequence, Truncation};
+use crate::files;
+use crate::lfs::{LfsPointer, refuse_pointer};
 use crate::parse::{self, ParseError};
 
 /// Bytes of text for each token asked for, in the first attempt on a long text.
@@ -22,6 +25,8 @@ const BYTES_PER_TOKEN: usize = 12;
 const GROWTH: usize = 4;
 /// Texts of a pair up to this many bytes are tokenised to their end.
 const COUNTED_BYTES: usize = 16 * 1024;
+/// Largest file of a tokenizer; those of the largest vocabularies have 40 MB.
+const MAX_FILE_BYTES: u64 = 128 << 20;
 /// What SentencePiece's vocabulary is called in a folder.
 const SENTENCEPIECE: [&str; 3] = ["spm.model", "sentencepiece.bpe.model", "spiece.model"];
 
@@ -61,6 +66,10 @@ pub enum TokenizerError {
         #[source]
         source: ParseError,
     },
+    #[error("{path}: {problem}", path = .path.display())]
+    Settings { path: PathBuf, problem: String },
+    #[error(transparent)]
+    LfsPointer(#[from] LfsPointer),
     #[error("the input has {tokens} tokens or more, the limit is {max_length}")]
     TooLong { tokens: usize, max_length: usize },
     #[error(
@@ -70,6 +79,8 @@ pub enum TokenizerError {
     FirstTooLong { tokens: usize, max_length: usize },
     #[error("a limit of {max_length} tokens leaves no room beside {special} special tokens")]
     LimitTooLow { max_length: usize, special: usize },
+    #[error("the tokenizer cannot be written as JSON")]
+    Serialize(#[source] tokenizers::Error),
     #[error("the text cannot be tokenised")]
     Encode(#[source] tokenizers::Error),
 }
@@ -79,21 +90,22 @@ pub enum TokenizerError {
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     model_max_length: Option<usize>,
+    /// The side on which long texts are cut.
+    direction: TruncationDirection,
     /// None: long texts are read to their end.
     lookahead: Option<Lookahead>,
 }
 
-#[derive(Deserialize)]
-struct TokenizerConfig {
-    /// A float of 1e30 where there is no limit.
-    model_max_length: Option<f64>,
-}
-
 impl Tokenizer {
-    /// Loads `tokenizer.json`, and `tokenizer_config.json` where there is one.
+    /// Loads `tokenizer.json`, and `tokenizer_config.json` where there is one, whose settings count
+    /// as they do for `AutoTokenizer`.
     ///
-    /// Padding and truncation set inside `tokenizer.json` (sentence-transformers writes both) are
-    /// switched off: sequences are packed, not padded, and the length belongs to the task.
+    /// Padding and the length of truncation set inside `tokenizer.json` (sentence-transformers
+    /// writes both) are switched off: sequences are packed, not padded, and the length belongs to
+    /// the task.
+    ///
+    /// # Errors
+    /// A file is missing or cannot be read, or the two contradict each other.
     pub fn load(encoder_dir: &Path) -> Result<Self, TokenizerError> {
         let path = encoder_dir.join("tokenizer.json");
         let format = |source| TokenizerError::Format {
@@ -102,18 +114,39 @@ impl Tokenizer {
         };
         let bytes = read(&path)?.ok_or_else(|| missing(encoder_dir))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(format)?;
+        let settings = Settings::read(encoder_dir)?;
+        settings.apply(&mut inner)?;
+        let model_max_length = settings.model_max_length(&inner)?;
+        let direction = settings.direction(&inner)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(format)?;
         Ok(Self {
             inner: Arc::new(inner),
-            model_max_length: model_max_length(encoder_dir)?,
+            model_max_length,
+            direction,
             lookahead: Lookahead::of(&bytes),
         })
     }
 
-    /// The limit that the folder itself declares, special tokens included.
-    pub fn model_max_length(&self) -> Option<usize> {
-        self.model_max_length
+    /// Returns the most tokens of a sequence, special tokens included: `asked`, unless the folder's
+    /// `model_max_length` is less.
+    pub fn max_length(&self, asked: usize) -> usize {
+        self.model_max_length.map_or(asked, |most| most.min(asked))
+    }
+
+    /// Writes the tokenizer in one form that does not depend on how its file is formatted, for the
+    /// digest of an encoder. Padding and truncation of the file, which are switched off, are not in
+    /// it.
+    pub fn canonical(&self) -> Result<String, TokenizerError> {
+        let mut text = self
+            .inner
+            .to_string(false)
+            .map_err(TokenizerError::Serialize)?;
+        // Only where it is not the common side: digests of other tokenizers stay as they are.
+        if self.direction == TruncationDirection::Left {
+            text.push_str("\ntruncation_side left");
+        }
+        Ok(text)
     }
 
     /// Number of token ids; every id is below it.
@@ -123,7 +156,8 @@ impl Tokenizer {
 
     /// Token ids with special tokens, `max_length` at most. An empty text gives the special tokens.
     ///
-    /// Without `truncation` an input over the limit is an error.
+    /// Without `truncation` an input over the limit is an error. Texts are cut on the side that the
+    /// folder's `truncation_side` names; one that is cut on the left is read to its end.
     ///
     /// Of a long text only as much is tokenised as can show in the result, so that a megabyte costs
     /// hardly more than a page. The exception are texts with hardly a token in a megabyte, such as
@@ -147,8 +181,7 @@ impl Tokenizer {
         self.encode_from(input, max_length, truncation, None)
     }
 
-    /// Like [`Self::encode`], cutting texts on the side that `direction` names. A text that is cut on
-    /// the left is read to its end.
+    /// Like [`Self::encode`], cutting texts on the side that `direction` names, if it names one.
     pub fn encode_from(
         &self,
         input: &Input,
@@ -164,7 +197,7 @@ impl Tokenizer {
             });
         }
         let room = max_length - special;
-        let direction = direction.unwrap_or(TruncationDirection::Right);
+        let direction = direction.unwrap_or(self.direction);
         let (first, second) = match &input.text_pair {
             _ if direction == TruncationDirection::Left => {
                 let second = input.text_pair.as_deref().map(|text| self.whole(text));
@@ -278,23 +311,21 @@ fn missing(encoder_dir: &Path) -> TokenizerError {
     }
 }
 
-fn model_max_length(dir: &Path) -> Result<Option<usize>, TokenizerError> {
-    let path = dir.join("tokenizer_config.json");
-    let Some(bytes) = read(&path)? else {
-        return Ok(None);
-    };
-    let config: TokenizerConfig =
-        parse::json(&bytes).map_err(|source| TokenizerError::Json { path, source })?;
-    Ok(config
-        .model_max_length
-        .filter(|length| (1.0..1e9).contains(length))
-        .map(|length| length as usize))
+/// Reads a JSON file; the default where there is none.
+fn read_json<T: DeserializeOwned + Default>(path: PathBuf) -> Result<T, TokenizerError> {
+    match read(&path)? {
+        None => Ok(T::default()),
+        Some(bytes) => parse::json(&bytes).map_err(|source| TokenizerError::Json { path, source }),
+    }
 }
 
 /// `None` where there is no such file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
+    match files::read(path, MAX_FILE_BYTES) {
+        Ok(bytes) => {
+            refuse_pointer(path, &bytes)?;
+            Ok(Some(bytes))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(TokenizerError::Io {
             path: path.to_path_buf(),

@@ -352,11 +352,14 @@ class TestAdapters:
             {"target_modules": ["x" * 100_000]},
             {"target_modules": [str(n) for n in range(100_000)]},
             {"rank_pattern": {"(.*a){25}": 2**40}},
+            {"rank_pattern": {rf"(?=(\w+\.?)+!)a{n}": 4 for n in range(1_000)}},
+            {"alpha_pattern": {rf"(?:(a|\1)+)+\1{n}": 4 for n in range(1_000)}},
+            {"target_modules": r"(?:\w{900}){900}"},
             {"layers_to_transform": [2**60]},
             {"base_model_name_or_path": "../../../../etc/passwd"},
             {"auto_mapping": {"base_model_class": "os.system"}},
         ],
-        ids=range(14),
+        ids=range(17),
     )
     def test_descriptions(self, target, change):
         started = time.monotonic()
@@ -759,7 +762,9 @@ class TestPages:
             port = server.port
             evil = {"Origin": "https://evil.example"}
             rebound = {"Host": f"evil.example:{port}"}
-            for headers in (evil, rebound, {"Origin": "null"}):
+            others = [{"Origin": "null"}, {"Origin": "http://localhost:3000"}]
+            others += [{"Origin": server.url, "Sec-Fetch-Site": site} for site in ("cross-site", "same-site")]
+            for headers in (evil, rebound, *others):
                 answer = requests.post(
                     f"{server.url}/admin/tasks/pairs/rollback", headers=headers, timeout=10
                 )
@@ -771,6 +776,23 @@ class TestPages:
                 f"{server.url}{TASK}", headers=evil | {"Access-Control-Request-Method": "POST"}
             )
             assert "access-control-allow-origin" not in answer.headers
+
+    def test_names_that_are_pointed_at_the_machine_read_nothing(self):
+        with Server() as server:
+            rebound = {"Host": f"evil.example:{server.port}"}
+            for path in ("/v1/tasks", "/metrics", "/v2/models/pairs"):
+                assert requests.get(server.url + path, headers=rebound).status_code == 403
+                assert requests.get(server.url + path).status_code == 200
+            answer = requests.post(f"{server.url}{TASK}", json=QUESTION, headers=rebound)
+            assert answer.status_code == 403
+
+    def test_proxies_open_nothing(self):
+        with Server() as server:
+            for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via"):
+                for method, path in [("GET", "/admin/jobs"), ("DELETE", "/admin/tasks/pairs")]:
+                    answer = requests.request(method, server.url + path, headers={name: "203.0.113.9"})
+                    assert answer.status_code == 403, (name, path)
+            assert requests.get(f"{server.url}/admin/jobs").status_code == 200
 
     def test_only_the_origins_that_are_named_may(self):
         with Server("--cors-origin", "https://good.example") as server:
@@ -796,7 +818,7 @@ class TestAudit:
             [
                 ["ada", "127.0.0.1", "POST", "/admin/tasks/pairs/promote", "status=200"],
                 ["ada", "status=404", "unknown-version"],
-                ["nobody", "status=403", "forbidden"],
+                ["ray", "status=403", "forbidden"],
             ],
         ):
             for part in parts:

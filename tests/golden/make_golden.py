@@ -15,7 +15,7 @@ What is written beside this script:
     tokenizers/NAME/    a tokenizer (see texts.py)
     cases.json          models, adapters, token ids, and the logits of each sequence alone
     training/NAME.safetensors   losses and gradients of one step (see `step`)
-    tokens.json         texts, and their ids by AutoTokenizer
+    tokens.json, settings.json   texts, and their ids by AutoTokenizer (see make_tokens.py)
 """
 
 import json
@@ -32,7 +32,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
@@ -40,7 +39,8 @@ from transformers import (
     RobertaConfig,
 )
 
-import texts
+import make_tokens
+from make_tokens import write_json
 
 HERE = Path(__file__).parent
 VOCABULARY = 60
@@ -601,47 +601,8 @@ def step(name, model, config, losses, seed):
     save_file(stored, folder / f"{name}.safetensors")
 
 
-def tokens_case(name):
-    """What AutoTokenizer gives. `ids` is missing where it refuses: only the second text may be cut,
-    and that is not enough."""
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "tokenizers" / name)
-    encodings = []
-    for i, given in enumerate(texts.inputs()):
-        text, pair = given["text"] * given.get("repeat", 1), given["text_pair"]
-        cuts = [("longest_first", length) for length in [4, 8, 13, 128]]
-        if "repeat" in given:
-            cuts = [("longest_first", 7), ("longest_first", 128)]
-        if pair is not None:
-            cuts += [("only_second", 8), ("only_second", 13)]
-        for truncation, max_length in cuts:
-            case = {"input": i, "max_length": max_length}
-            if truncation != "longest_first":
-                case["truncation"] = truncation
-            try:
-                # As a batch of one: outside a batch an empty second text counts as none.
-                found = tokenizer(
-                    [text],
-                    [pair] if pair is not None else None,
-                    truncation=truncation,
-                    max_length=max_length,
-                    padding=False,
-                    return_token_type_ids=True,
-                )
-                case["ids"] = found["input_ids"][0]
-                case["type_ids"] = found["token_type_ids"][0]
-            except Exception as error:
-                if "Truncation error" not in str(error):
-                    raise
-            encodings.append(case)
-    return encodings
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, ensure_ascii=True, separators=(",", ":")) + "\n")
-
-
 def main():
-    for folder in ["models", "adapters", "training", "tokenizers"]:
+    for folder in ["models", "adapters", "training"]:
         shutil.rmtree(HERE / folder, ignore_errors=True)
     torch.set_num_threads(1)
     cases = []
@@ -661,15 +622,7 @@ def main():
         if name in OLD_ADAPTERS:
             make_old(HERE / "adapters" / name)
     write_json(HERE / "cases.json", cases)
-    texts.make_tokenizers(HERE / "tokenizers")
-    tokens = {
-        "inputs": texts.inputs(),
-        "encodings": {
-            name: tokens_case(name)
-            for name in ["bert", "mpnet", "roberta", "deberta", "deberta-4"]
-        },
-    }
-    write_json(HERE / "tokens.json", tokens)
+    make_tokens.main()
 
 
 if __name__ == "__main__":

@@ -330,3 +330,109 @@ def make_deberta_4(target):
         "model_max_length": 512,
     }
     (target / "tokenizer_config.json").write_text(json.dumps(config) + "\n")
+
+
+# Inputs for tokenizers with changed settings. A max_length of None is that of the folder.
+SETTINGS_INPUTS = [
+    {"text": text, "text_pair": pair, "truncation": truncation, "max_length": max_length}
+    for text, pair, truncation, max_length in [
+        ("The na\u00efve FILM, isn't it?", None, "longest_first", 128),
+        ("\u6211\u559c\u6b22\u8fd9\u90e8\u7535\u5f71 caf\u00e9 cafe\u0301 \u0130 stra\u00dfe", None, "longest_first", 128),
+        ("the film is good and the movie is bad no", None, "longest_first", 8),
+        ("the film is good and", "the movie is bad no it isn not", "longest_first", 11),
+        ("the film", "the movie is bad no it isn not", "only_second", 9),
+        ("the film " * 40, None, "longest_first", None),
+    ]
+]
+
+NO_LIMIT = 1000000000000000019884624838656
+
+
+def bert_normalizer(**changes):
+    return {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+    } | changes
+
+
+def truncation(direction):
+    return {"max_length": 20, "strategy": "LongestFirst", "stride": 0, "direction": direction}
+
+
+def byte_level(add_prefix_space):
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": add_prefix_space,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
+
+
+def settings():
+    """Tokenizers of which tokenizer_config.json (`config`, `without`), tokenizer.json (`file`) and
+    config.json (`model`) are changed. `refused` is what kdlora's message names where it refuses the
+    folder: versions of transformers differ, or it refuses too."""
+
+    def case(name, tokenizer, config=None, **more):
+        return {"name": name, "tokenizer": tokenizer, "config": config or {}} | more
+
+    cased = {"normalizer": bert_normalizer(lowercase=False)}
+    for_lack = ["do_lower_case", "strip_accents", "tokenize_chinese_chars"]
+    made = []
+    for base in ["bert", "mpnet"]:
+        made += [
+            case("cased by the settings", base, {"do_lower_case": False}),
+            case("cased by the file", base, file=cased),
+            case("cased by the file, silent settings", base, file=cased, without=for_lack),
+            case("cased by both", base, {"do_lower_case": False}, file=cased),
+            case("accents kept", base, {"strip_accents": False}),
+            case("cased without accents", base, {"do_lower_case": False, "strip_accents": True}),
+            case("accents kept by the file", base, file={"normalizer": bert_normalizer(strip_accents=False)}),
+            case("Chinese in words", base, {"tokenize_chinese_chars": False}),
+            case("Chinese in words by the file", base, file={"normalizer": bert_normalizer(handle_chinese_chars=False)}),
+            case("no normalizer", base, file={"normalizer": None}),
+            case("another normalizer", base, file={"normalizer": {"type": "NFC"}}, refused="normalizer of BERT"),
+            case("a plain class", base, {"do_lower_case": False, "tokenizer_class": "PreTrainedTokenizerFast"}, file=cased),
+        ]
+    for name in ["BertTokenizerFast", "DistilBertTokenizer", "DistilBertTokenizerFast", "ElectraTokenizer"]:
+        made.append(case(f"cased {name}", "bert", {"do_lower_case": False, "tokenizer_class": name}))
+    silent = ["tokenizer_class"]
+    for model in ["bert", "distilbert", "mpnet"]:
+        base = "mpnet" if model == "mpnet" else "bert"
+        made.append(case(f"cased, class of {model}", base, {"do_lower_case": False}, without=silent, model={"model_type": model}))
+    made += [
+        case("class of config.json", "bert", without=silent, file=cased,
+             model={"model_type": "bert", "tokenizer_class": "PreTrainedTokenizerFast"}),
+        case("BERT's class on RoBERTa's model", "bert", {"do_lower_case": False}, model={"model_type": "roberta"}),
+        case("an unknown class", "bert", {"do_lower_case": False, "tokenizer_class": "NoSuchTokenizer"},
+             model={"model_type": "bert"}),
+        case("prefix space of the settings", "roberta", {"add_prefix_space": True}),
+        case("prefix space of the file", "roberta", file={"pre_tokenizer": byte_level(True)}),
+        case("prefix space of a plain class", "roberta", {"tokenizer_class": "PreTrainedTokenizerFast"},
+             file={"pre_tokenizer": byte_level(True)}),
+        case("lower case means nothing to RoBERTa", "roberta", {"do_lower_case": True}),
+        case("lower case", "deberta", {"do_lower_case": True}, refused="do_lower_case is true"),
+        case("punctuation", "deberta", {"split_by_punct": True}, refused="split_by_punct is true"),
+        case("lower case, plain class", "deberta-4", {"do_lower_case": True}),
+    ]
+    for base in ["bert", "mpnet", "roberta", "deberta", "deberta-4"]:
+        made += [
+            case("cut on the left", base, {"truncation_side": "left"}),
+            case("cut on the left by the file", base, file={"truncation": truncation("Left")}),
+            case("the settings win", base, {"truncation_side": "right"}, file={"truncation": truncation("Left")}),
+        ]
+    made.append(case("cut above", "bert", {"truncation_side": "up"}, refused="truncation_side"))
+    for limit in [10, 128, NO_LIMIT, 1e30, None]:
+        made.append(case(f"at most {limit}", "bert", {"model_max_length": limit}))
+    made.append(case("the old name", "bert", {"max_len": 10}, without=["model_max_length"]))
+    made.append(case("both names", "bert", {"max_len": 10, "model_max_length": 20}))
+    made.append(case("no limit", "bert", without=["model_max_length"]))
+    for limit in [0, 2, -1, 2.5]:
+        made.append(case(f"at most {limit}", "bert", {"model_max_length": limit}, refused="model_max_length"))
+    return made
+
+
+SETTINGS = settings()

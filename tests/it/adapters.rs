@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use crate::common::{Install, Server, golden};
 use reqwest::multipart::{Form, Part};
@@ -285,5 +286,99 @@ fn a_merge_keeps_the_problem_type_of_its_source() {
         let after = fs::read(out.join("config.json")).expect("a file");
         let merged: Value = serde_json::from_slice(&after).expect("JSON");
         assert_eq!(merged["problem_type"], given, "{merged}");
+    }
+}
+
+/// A folder below the data root with an adapter of which one file is another one.
+fn odd(root: &Path, name: &str, file: &str, make: impl Fn(&Path)) {
+    let folder = root.join(name);
+    fs::create_dir_all(&folder).expect("a folder");
+    for entry in fs::read_dir(golden(DORA)).expect("the golden files") {
+        let entry = entry.expect("a file");
+        fs::copy(entry.path(), folder.join(entry.file_name())).expect("a copy");
+    }
+    let path = folder.join(file);
+    // The golden folder need not have it.
+    let _ = fs::remove_file(&path);
+    make(&path);
+}
+
+#[tokio::test]
+async fn pipes_devices_and_endless_files_are_refused_at_once() {
+    let install = Install::new();
+    let root = install.state().with_extension("data");
+    let files = [
+        "config.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "report.json",
+    ];
+    let pipe = |path: &Path| {
+        let made = Command::new("mkfifo").arg(path).status();
+        assert!(made.expect("mkfifo").success());
+    };
+    let sparse = |path: &Path| {
+        let file = fs::File::create(path).expect("a file");
+        file.set_len(1 << 40).expect("a length");
+    };
+    for file in files {
+        odd(&root, &format!("pipe-{file}"), file, pipe);
+        odd(&root, &format!("sparse-{file}"), file, sparse);
+    }
+    let mut command = install.command();
+    let server = Server::start(command.arg("--data-root").arg(&root));
+    let answer = async |route: &str, body: Value| {
+        let request = server.client.post(format!("{}{route}", server.url));
+        let request = request.json(&body).timeout(Duration::from_secs(20));
+        let response = request.send().await.expect("an answer in time");
+        let status = response.status().as_u16();
+        (status, response.text().await.expect("a body"))
+    };
+    for file in files {
+        for kind in ["pipe", "sparse"] {
+            let path = format!("{kind}-{file}");
+            let import = json!({"task": "odd", "path": path});
+            let (status, body) = answer("/admin/adapters", import).await;
+            assert_eq!(status, 422, "{path}: {body}");
+            assert!(body.contains(file), "{path}: {body}");
+            if file == "report.json" {
+                continue;
+            }
+            // As a teacher's adapter, and its encoder.
+            for teacher in [
+                json!({"model": "mpnet-base", "adapter": path}),
+                json!({"model": path}),
+                json!({"model": format!("{path}@0")}),
+            ] {
+                let rows = json!([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]);
+                let data = json!({"train": {"rows": rows}});
+                let spec = json!({"task": "odd", "data": data, "teacher": teacher});
+                let (status, body) = answer("/admin/distill", spec).await;
+                assert_eq!(status, 422, "{teacher}: {body}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_of_more_labels_than_a_task_may_have_is_refused() {
+    let install = Install::new();
+    let root = install.state().with_extension("data");
+    let labels = |count: usize, bytes: usize| {
+        move |path: &Path| {
+            let name = |id: usize| (id.to_string(), json!(format!("{id:0>bytes$}")));
+            let names: serde_json::Map<_, _> = (0..count).map(name).collect();
+            fs::write(path, json!({"id2label": names}).to_string()).expect("a file");
+        }
+    };
+    odd(&root, "many", "config.json", labels(1_001, 4));
+    odd(&root, "long", "config.json", labels(2, 201));
+    let mut command = install.command();
+    let server = Server::start(command.arg("--data-root").arg(&root));
+    for (path, sentence) in [("many", "1001 labels"), ("long", "201 bytes")] {
+        let import = json!({"task": "odd", "path": path});
+        let (status, body) = server.post("/admin/adapters", &import).await;
+        let detail = body["detail"].as_str().unwrap_or_default();
+        assert!(status == 422 && detail.contains(sentence), "{body}");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use crate::common::program;
+
 fn kdlora(words: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_kdlora"))
         .args(words)
@@ -43,6 +45,37 @@ fn there_is_a_manual_page_for_each_command() {
     for name in ["kdlora.1", "kdlora-serve.1", "kdlora-adapter-import.1"] {
         let page = std::fs::read_to_string(folder.path().join(name)).expect(name);
         assert!(page.contains("SYNOPSIS"), "{name}");
+    }
+}
+
+#[test]
+fn an_empty_variable_is_refused_by_its_name() {
+    for variable in [
+        "KDLORA_BIND",
+        "KDLORA_STUDENT",
+        "KDLORA_STATE",
+        "KDLORA_DEFAULT_TASK",
+        "KDLORA_MAX_QUEUE",
+        "KDLORA_LOG",
+        "KDLORA_API_TOKENS",
+        "KDLORA_ADMIN_TOKENS",
+        "KDLORA_TEACHER_TOKEN",
+    ] {
+        let run = |words: &[&str]| {
+            let mut command = Command::new(program());
+            command.args(words).env(variable, "");
+            command.output().expect("the program starts")
+        };
+        for words in [&["serve"][..], &["serve", "--bind", "127.0.0.1:0"]] {
+            let output = run(words);
+            assert_eq!(output.status.code(), Some(2), "{variable}");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                error.contains(variable) && error.contains("empty"),
+                "{error}"
+            );
+        }
+        assert!(run(&["--help"]).status.success(), "{variable}");
     }
 }
 

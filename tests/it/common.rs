@@ -281,6 +281,23 @@ impl Server {
         self.child.id()
     }
 
+    /// The greatest resident memory that the process has had, in bytes.
+    pub fn peak(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kibibytes: u64 = kibibytes
+            .and_then(|n| n.trim().parse().ok())
+            .expect("a size");
+        kibibytes * 1024
+    }
+
+    /// Forgets the greatest resident memory so far, and returns the present one.
+    pub fn peak_from_now(&self) -> u64 {
+        fs::write(format!("/proc/{}/clear_refs", self.id()), "5").expect("Linux");
+        self.peak()
+    }
+
     /// What the program logs, if its standard error is piped.
     pub fn take_stderr(&mut self) -> ChildStderr {
         self.child.stderr.take().expect("a pipe")

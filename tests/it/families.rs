@@ -4,7 +4,7 @@
 //! The golden files are what `transformers` and `peft` answer: see `tests/golden/make_golden.py`.
 
 mod batches;
-mod cases;
+pub(crate) mod cases;
 mod distilled;
 mod folders;
 mod gradients;

@@ -1,5 +1,6 @@
 //! `POST /admin/distill` to a version that answers, with the real processes.
 
+use crate::common::Server;
 use crate::common::{Install, eventually, is_over, job, job_processes, letters_or_digits, queue};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -117,4 +118,28 @@ async fn a_pass_and_the_task_that_it_makes_cut_alike() {
     let error = failed["error"].as_str().expect("a reason");
     assert!(error.contains("begins \"odd a b"), "{error}");
     assert!(error.contains("only the second text"), "{error}");
+}
+
+#[tokio::test]
+async fn tokens_of_the_server_do_not_reach_its_jobs() {
+    let install = Install::new();
+    let mut command = install.command();
+    for variable in [
+        "KDLORA_API_TOKENS",
+        "HF_TOKEN",
+        "KDLORA_TEACHER_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+    ] {
+        command.env(variable, "s3cret-s3cret-s3cret");
+    }
+    let server = Server::start(&mut command);
+    queue(&server, &spec(letters_or_digits(1000), 100)).await;
+    eventually("no process", || !job_processes(&install).is_empty()).await;
+    for process in job_processes(&install) {
+        let path = format!("/proc/{}/environ", process.as_raw_pid());
+        let variables = std::fs::read(path).expect("the variables");
+        let variables = String::from_utf8_lossy(&variables);
+        assert!(!variables.contains("s3cret"), "{variables}");
+        assert!(variables.contains("PATH=") && variables.contains("KDLORA_STUDENT="));
+    }
 }

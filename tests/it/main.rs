@@ -5,21 +5,28 @@
 
 mod common;
 
+mod access;
 mod adapters;
 mod command_line;
 mod compare;
+mod connections;
+mod data;
 mod depth;
 mod families;
+mod full_disk;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod jobs;
 mod kills;
 mod many_tasks;
 mod ready_made;
+mod reports;
 mod resume;
 mod serve;
+mod students;
 mod teachers;
 mod texts;
 mod traces;
 mod uploads;
 mod versions;
+mod weights;

@@ -11,7 +11,8 @@ use kdlora::distill::evaluation::evaluate;
 use kdlora::distill::report::Report;
 use kdlora::distill::spec::{DataSpec, SplitSpec};
 use kdlora::distill::training::predict;
-use kdlora::encoder::Encoder;
+use kdlora::encoder::{Encoder, encoder_digest};
+use kdlora::hub;
 use kdlora::ops::Precision;
 use kdlora::text::{Sequence, Tokenizer};
 
@@ -48,6 +49,7 @@ fn assert_scores_as_reported(task: &str, least: f64) {
     let tokenizer = Tokenizer::load(&folder).unwrap();
     let version = project(&format!("models/adapters/{task}/student"));
     let adapter = AdapterFolder::read(&version).unwrap();
+    assert_eq!(adapter.task.base_digest, encoder_digest(&folder).ok());
     let classifier = Classifier::from_adapter(encoder.clone(), &adapter).unwrap();
     let report = Report::read(&version).unwrap();
 
@@ -110,4 +112,22 @@ fn movie_rating5_scores_as_reported() {
 #[test]
 fn tweet_valence_scores_as_reported() {
     assert_scores_as_reported("tweet-valence", 0.60);
+}
+
+#[test]
+fn ready_made_adapters_and_reports_carry_the_digests_of_the_catalog() {
+    let digest = |name: &str| hub::catalog::find(name).unwrap().encoder_digest.clone();
+    let (student, teacher) = (digest("minilm-l6"), digest("mpnet-base"));
+    assert!(student.is_some() && teacher.is_some());
+    for task in ["movie-sentiment", "movie-rating5", "tweet-valence"] {
+        for (kind, digest) in [("student", &student), ("teacher", &teacher)] {
+            let folder = project(&format!("models/adapters/{task}/{kind}"));
+            let adapter = AdapterFolder::read(&folder).unwrap();
+            assert_eq!(adapter.task.base_digest, *digest, "{task}, {kind}");
+        }
+        let report = Report::read(&project(&format!("models/adapters/{task}/student"))).unwrap();
+        assert_eq!(report.student_model.encoder_digest, student, "{task}");
+        let of_teacher = report.teacher_model.unwrap().encoder_digest;
+        assert_eq!(of_teacher, teacher, "{task}");
+    }
 }

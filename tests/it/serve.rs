@@ -1,11 +1,12 @@
 //! `kdlora serve` as a process, over HTTP.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::common::{Install, Server, golden};
 use candle_core::Device;
@@ -274,4 +275,19 @@ async fn requests_that_outlast_the_shutdown_show_in_the_exit_status() {
     let _request = half_a_request(&server).await;
     server.signal(Signal::TERM);
     assert_eq!(server.ended().code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_stalls_does_not_hold_up_the_stop() {
+    let install = Install::new();
+    let server = install.start();
+    let mut stalled = half_a_request(&server).await;
+    let stopped = Instant::now();
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended().code(), Some(0));
+    // The read timeout is 30 seconds.
+    assert!(stopped.elapsed() < Duration::from_secs(15));
+    let mut answer = String::new();
+    stalled.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
 }

@@ -35,6 +35,51 @@ fn detail(body: &Value, what: &str) -> String {
 }
 
 #[tokio::test]
+async fn the_limit_and_the_side_of_the_tokenizer_count() {
+    let long = format!("{} 1 2 3 4", "a b c d ".repeat(20));
+    let mut answers = Vec::new();
+    for (settings, tokens, shown) in [
+        (json!({}), 72, 72),
+        (json!({"model_max_length": 6}), 6, 6),
+        (
+            json!({"model_max_length": 6, "truncation_side": "left"}),
+            6,
+            6,
+        ),
+        (json!({"model_max_length": 1e30}), 72, 72),
+    ] {
+        let install = Install::new();
+        let path = install.student().join("tokenizer_config.json");
+        std::fs::write(path, settings.to_string()).expect("write");
+        let server = install.start();
+        let (status, task) = server.get("/v1/tasks/pairs").await;
+        assert_eq!(
+            (status, &task["max_length"]),
+            (200, &json!(shown)),
+            "{task}"
+        );
+        let body = json!({"inputs": long, "raw_scores": true});
+        let (status, answer) = server.post(ROUTE, &body).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["usage"]["tokens"], tokens, "{settings}: {answer}");
+        let (_, short) = server
+            .post(
+                ROUTE,
+                &json!({"inputs": ["a b c d", "1 2 3 4"], "raw_scores": true}),
+            )
+            .await;
+        answers.push((
+            answer["predictions"][0].clone(),
+            short["predictions"].clone(),
+        ));
+    }
+    let [_, (right, ends), (left, _), _] = answers.as_slice() else {
+        panic!("four answers");
+    };
+    assert_eq!((right, left), (&ends[0], &ends[1]));
+}
+
+#[tokio::test]
 async fn every_text_is_classified_or_refused_with_the_reason() {
     let install = Install::new();
     let server = install.start();

@@ -1,8 +1,6 @@
 //! Large uploads go to the disk as they come.
 
-use std::fs;
-
-use crate::common::{Install, Server};
+use crate::common::Install;
 use futures_util::stream;
 use reqwest::Body;
 use reqwest::multipart::{Form, Part};
@@ -11,17 +9,6 @@ use serde_json::{Value, json};
 const MEGABYTES: usize = 100;
 /// What the server may need for an upload of any size.
 const MOST_MORE: u64 = 32 << 20;
-
-/// The greatest resident memory that a process has had, in bytes.
-fn peak(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.id())).expect("Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kibibytes: u64 = kibibytes
-        .and_then(|n| n.trim().parse().ok())
-        .expect("a size");
-    kibibytes * 1024
-}
 
 /// A megabyte of rows, each of a thousand bytes.
 fn rows(part: usize) -> Vec<u8> {
@@ -38,7 +25,7 @@ fn rows(part: usize) -> Vec<u8> {
 async fn a_hundred_megabytes_do_not_stay_in_memory() {
     let install = Install::new();
     let server = install.start();
-    let before = peak(&server);
+    let before = server.peak();
     let parts = stream::iter((0..MEGABYTES).map(|part| Ok::<_, std::io::Error>(rows(part))));
     let spec = json!({"task": "large", "job": {"time_limit_seconds": 1}});
     let form = Form::new().text("spec", spec.to_string()).part(
@@ -49,7 +36,7 @@ async fn a_hundred_megabytes_do_not_stay_in_memory() {
     let response = request.multipart(form).send().await.expect("an answer");
     assert_eq!(response.status().as_u16(), 202);
     let job: Value = response.json().await.expect("a job");
-    let after = peak(&server);
+    let after = server.peak();
 
     let id = job["id"].as_str().expect("an id");
     let url = format!("{}/admin/jobs/{id}", server.url);

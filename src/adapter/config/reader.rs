@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{AdapterConfig, Bias};
 use crate::adapter::AdapterError;
-use crate::adapter::targets::{ALL_LINEAR, TargetModules, is_regex};
+use crate::adapter::targets::{ALL_LINEAR, Budget, Pattern, PatternError, TargetModules};
 
 /// Fields with a value that neither changes the network nor is needed here.
 const IGNORED: [&str; 10] = [
@@ -44,12 +44,21 @@ const READ: [&str; 17] = [
     "use_rslora",
 ];
 
+/// Names or patterns in one list. Every module of the encoder is compared with all of them.
+const MAX_NAMES: usize = 1_024;
+
 /// The configuration that the fields describe; `path` is for messages.
 pub(super) fn config(
     path: &Path,
     fields: &Map<String, Value>,
 ) -> Result<AdapterConfig, AdapterError> {
-    Reader { path, fields }.config()
+    let budget = Budget::default();
+    Reader {
+        path,
+        fields,
+        budget,
+    }
+    .config()
 }
 
 /// A field that says nothing: PEFT writes the options that are off as one of these.
@@ -66,12 +75,13 @@ fn is_off(value: &Value) -> bool {
 struct Reader<'a> {
     path: &'a Path,
     fields: &'a Map<String, Value>,
+    budget: Budget,
 }
 
 impl Reader<'_> {
     fn config(&self) -> Result<AdapterConfig, AdapterError> {
         self.refuse_unsupported()?;
-        let config = AdapterConfig {
+        Ok(AdapterConfig {
             r: self.rank("r", self.required("r")?)?,
             lora_alpha: self.alpha("lora_alpha", self.required("lora_alpha")?)?,
             lora_dropout: match self.active("lora_dropout") {
@@ -91,12 +101,7 @@ impl Reader<'_> {
                 Some(value) => Some(self.modules("exclude_modules", value)?),
             },
             layers_to_transform: self.layers()?,
-            layers_pattern: match self.active("layers_pattern") {
-                None => Vec::new(),
-                Some(Value::String(pattern)) if pattern.is_empty() => Vec::new(),
-                Some(Value::String(pattern)) => vec![pattern.clone()],
-                Some(value) => self.names("layers_pattern", value)?,
-            },
+            layers_pattern: self.layers_pattern()?,
             modules_to_save: match self.active("modules_to_save") {
                 None => Vec::new(),
                 Some(value) => self.names("modules_to_save", value)?,
@@ -108,11 +113,23 @@ impl Reader<'_> {
             rank_pattern: self.pattern("rank_pattern", |value| self.rank("rank_pattern", value))?,
             alpha_pattern: self
                 .pattern("alpha_pattern", |value| self.alpha("alpha_pattern", value))?,
+            budget: self.budget.clone(),
+        })
+    }
+
+    fn layers_pattern(&self) -> Result<Vec<Pattern>, AdapterError> {
+        const OPTION: &str = "layers_pattern";
+        let texts = match self.active(OPTION) {
+            None => Vec::new(),
+            Some(Value::String(pattern)) if pattern.is_empty() => Vec::new(),
+            Some(Value::String(pattern)) => vec![pattern.clone()],
+            Some(value) => self.names(OPTION, value)?,
         };
-        for pattern in &config.layers_pattern {
-            self.compiles("layers_pattern", pattern)?;
-        }
-        Ok(config)
+        let compile = |text: &String| {
+            let pattern = Pattern::layers(text, &self.budget);
+            pattern.map_err(|error| self.no_pattern(OPTION, text, error))
+        };
+        texts.iter().map(compile).collect()
     }
 
     fn refuse_unsupported(&self) -> Result<(), AdapterError> {
@@ -146,8 +163,10 @@ impl Reader<'_> {
             if pattern.eq_ignore_ascii_case(ALL_LINEAR) {
                 return Ok(TargetModules::Named(vec![ALL_LINEAR.to_owned()]));
             }
-            self.compiles(option, pattern)?;
-            return Ok(TargetModules::Pattern(pattern.clone()));
+            let compiled = Pattern::whole(pattern, &self.budget);
+            return compiled
+                .map(TargetModules::Pattern)
+                .map_err(|error| self.no_pattern(option, pattern, error));
         }
         let names = self.names(option, value)?;
         if names.is_empty() {
@@ -173,14 +192,23 @@ impl Reader<'_> {
         }
     }
 
-    fn compiles(&self, option: &str, pattern: &str) -> Result<(), AdapterError> {
-        match is_regex(pattern) {
-            true => Ok(()),
-            false => Err(self.unsupported(
+    fn no_pattern(&self, option: &str, text: &str, error: PatternError) -> AdapterError {
+        match error {
+            PatternError::Malformed => self.unsupported(
                 option,
-                &json!(pattern),
+                &json!(text),
                 "it can't be read as a regular expression",
-            )),
+            ),
+            PatternError::OverBudget => AdapterError::SlowPatterns,
+        }
+    }
+
+    fn few(&self, option: &str, count: usize) -> Result<(), AdapterError> {
+        match count > MAX_NAMES {
+            true => Err(self.problem(format!(
+                "{option} has {count} entries; at most {MAX_NAMES} are supported"
+            ))),
+            false => Ok(()),
         }
     }
 
@@ -233,6 +261,7 @@ impl Reader<'_> {
     }
 
     fn names(&self, option: &str, value: &Value) -> Result<Vec<String>, AdapterError> {
+        self.few(option, value.as_array().map_or(0, Vec::len))?;
         let names = value.as_array().map(|items| {
             items
                 .iter()
@@ -248,19 +277,20 @@ impl Reader<'_> {
         &self,
         option: &str,
         value: impl Fn(&Value) -> Result<T, AdapterError>,
-    ) -> Result<Vec<(String, T)>, AdapterError> {
+    ) -> Result<Vec<(Pattern, T)>, AdapterError> {
         let Some(entries) = self.active(option) else {
             return Ok(Vec::new());
         };
         let Some(entries) = entries.as_object() else {
             return Err(self.problem(format!("{option} must be an object")));
         };
-        let mut pattern = Vec::with_capacity(entries.len());
-        for (name, entry) in entries {
-            self.compiles(option, name)?;
-            pattern.push((name.clone(), value(entry)?));
-        }
-        Ok(pattern)
+        self.few(option, entries.len())?;
+        let compile = |(name, entry): (&String, &Value)| {
+            let pattern = Pattern::ending(name, &self.budget);
+            let pattern = pattern.map_err(|error| self.no_pattern(option, name, error))?;
+            Ok((pattern, value(entry)?))
+        };
+        entries.iter().map(compile).collect()
     }
 
     fn unsupported(&self, option: &str, value: &Value, reason: &'static str) -> AdapterError {

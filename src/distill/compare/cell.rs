@@ -22,7 +22,7 @@ use crate::distill::report::{ModelSize, TrainingSummary};
 use crate::distill::training::{
     Checkpoints, LayerTeacher, Learning, TrainError, Trainee, predict, train,
 };
-use crate::encoder::{EncoderConfig, Weights};
+use crate::encoder::{EncoderConfig, Weights, cached_encoder_digest};
 use crate::text::{Sequence, Tokenizer};
 
 /// What a process of a comparison is to do.
@@ -349,6 +349,7 @@ pub(super) fn load_model(cell: &Cell, files: &Files, places: &Places) -> Result<
         let classifier = Classifier::load(&dir, &places.placement)?;
         let base = Base {
             name: cell.encoder.clone(),
+            digest: cached_encoder_digest(&dir, &places.cache)?,
             encoder: classifier.encoder.clone(),
             tokenizer: Tokenizer::load(&dir)?,
             dir,
@@ -360,6 +361,7 @@ pub(super) fn load_model(cell: &Cell, files: &Files, places: &Places) -> Result<
         });
     }
     let mut base = Base::load(&cell.encoder, places)?;
+    base.admit(&dir, &places.known)?;
     let folder = AdapterFolder::read(&dir)?;
     let classifier = Classifier::from_adapter(base.encoder.clone(), &folder)?;
     base.encoder = classifier.encoder.clone();

@@ -58,6 +58,17 @@ pub struct DataChecks {
 }
 
 impl DataChecks {
+    /// Counts the rows of each class over all splits, in the order of the label names.
+    pub(super) fn classes(&self) -> Vec<ClassCount> {
+        let mut all = self.train.classes.clone();
+        for split in [&self.validation, &self.test] {
+            for (class, more) in all.iter_mut().zip(&split.classes) {
+                class.rows += more.rows;
+            }
+        }
+        all
+    }
+
     pub fn split(&self, split: Split) -> &SplitChecks {
         match split {
             Split::Train => &self.train,
@@ -168,6 +179,28 @@ impl TargetRange {
             max: values.iter().copied().reduce(f32::max)?,
         })
     }
+}
+
+/// Columns of row numbers, which hold neither texts nor labels. In lower case; pandas has no name
+/// for its own.
+const ROW_NUMBERS: [&str; 6] = ["", "id", "idx", "index", "unnamed: 0", "__index_level_0__"];
+
+/// What to say of columns that are not read and may hold a text or a label; `None` if there are
+/// none.
+pub(super) fn ignored_columns<'a>(fields: impl IntoIterator<Item = &'a String>) -> Option<String> {
+    let may_matter = |field: &&String| !ROW_NUMBERS.contains(&field.to_lowercase().as_str());
+    let fields: Vec<String> = fields
+        .into_iter()
+        .filter(may_matter)
+        .map(|field| format!("\"{field}\""))
+        .collect();
+    (!fields.is_empty()).then(|| {
+        format!(
+            "columns that are not read: {}; if one holds the text or the label, name it in \
+             \"data.columns\"",
+            fields.join(", ")
+        )
+    })
 }
 
 /// What may spoil the result though the pass can run.

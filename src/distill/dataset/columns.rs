@@ -1,6 +1,7 @@
 //! Where the fields of a row stand in a table, a Parquet file or a JSON object.
 
 use super::preset::Preset;
+use crate::adapter::ProblemType;
 use crate::distill::spec::{ColumnSpec, DataSpec};
 
 /// The fields of a row, under the names that they have where nothing else is said.
@@ -19,6 +20,12 @@ pub(super) struct Columns {
     asked: [bool; FIELDS.len()],
     /// Names of the columns of a table whose first line holds none; empty if there is one.
     pub(super) headerless: &'static [&'static str],
+    /// Whether a preset of GLUE names the columns. Quotes in its TSV files mean nothing.
+    pub(super) preset: bool,
+    /// The names of the classes that the request gives.
+    pub(super) labels: Option<Vec<String>>,
+    /// Whether the request asks for a regression.
+    pub(super) numbers_are_targets: bool,
     /// The number that stands for "no label".
     pub(super) no_label: Option<i64>,
 }
@@ -31,6 +38,9 @@ impl Columns {
                 names: FIELDS.map(|field| vec![field.to_owned()]),
                 asked: [false; FIELDS.len()],
                 headerless: &[],
+                preset: false,
+                labels: None,
+                numbers_are_targets: false,
                 no_label: None,
             },
         };
@@ -48,6 +58,8 @@ impl Columns {
                 }
             }
         }
+        columns.labels = spec.known_labels();
+        columns.numbers_are_targets = spec.known_problem_type() == Some(ProblemType::Regression);
         columns
     }
 
@@ -62,6 +74,9 @@ impl Columns {
             names: names.map(|names| names.iter().map(ToString::to_string).collect()),
             asked: [true, !pair.is_empty(), false, false],
             headerless,
+            preset: true,
+            labels: None,
+            numbers_are_targets: false,
             // So the copies on the hub mark the rows of GLUE's test files.
             no_label: Some(-1),
         }
@@ -75,6 +90,11 @@ impl Columns {
                 (first != field).then_some((name.as_str(), [FIELDS[first], FIELDS[field]]))
             })
         })
+    }
+
+    /// Whether a user has chosen the columns of text and label, and so those that are not read.
+    pub(super) fn are_chosen(&self) -> bool {
+        self.preset || self.asked[TEXT] && self.asked[LABEL]
     }
 
     /// Which field a column of this name holds.

@@ -1,9 +1,11 @@
 //! Why a data set cannot be used, in words for the person who sent it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use super::names::likeness;
 use super::{MAX_FILE_BYTES, MAX_LABELS, MAX_ROWS, Rejection, Split};
 use crate::adapter::ProblemType;
 use crate::distill::evaluation::Metric;
@@ -36,38 +38,81 @@ pub enum DataError {
     },
     #[error("the class weights cannot be used: {reason}")]
     ClassWeights { reason: String },
-    #[error("{origin} cannot be read as CSV")]
-    Csv { origin: Origin, source: csv::Error },
+    #[error(
+        "line {line} of {origin} cannot be read as CSV: {reason} (a quote within a cell in quotes \
+         is written twice)"
+    )]
+    Quotes {
+        origin: Origin,
+        line: usize,
+        reason: String,
+    },
+    #[error(
+        "{origin} has cells in quotes (line {line}), but quotes are ordinary characters in TSV; \
+         write it as CSV, or without quotes (pandas: quoting=csv.QUOTE_NONE)"
+    )]
+    QuotedTsv { origin: Origin, line: usize },
+    #[error("{origin} is {what}, not what its name says; {remedy}")]
+    Foreign {
+        origin: Origin,
+        what: &'static str,
+        remedy: &'static str,
+    },
+    #[error("{origin} has a NUL byte (line {line}), so it is not UTF-8 text; convert it first")]
+    Nul { origin: Origin, line: usize },
     #[error("{origin} has no rows")]
     Empty { origin: Origin },
     #[error("{origin} has more than {MAX_ROWS} rows")]
     TooManyRows { origin: Origin },
     #[error(
-        "{rejected} of the {rows} rows of {origin} cannot be used, more than one in ten; first {}",
-        list_rejections(first)
+        "{rejected} of the {rows} rows of {origin} cannot be used, more than one in ten; first \
+         {}{}",
+        list_rejections(first),
+        and(ignored)
     )]
     TooManyRejected {
         origin: Origin,
         rejected: usize,
         rows: usize,
         first: Vec<Rejection>,
+        /// What to say of columns that are not read.
+        ignored: Option<String>,
     },
     #[error(
         "no row has a label, and there is no trained teacher to give the answers; add a \"label\" \
-         to the rows, or name a teacher that is a classifier"
+         to the rows, or name a teacher that is a classifier{}",
+        and(ignored)
     )]
-    NoLabels,
+    NoLabels {
+        /// What to say of columns that are not read.
+        ignored: Option<String>,
+    },
     #[error(
         "labels must all be of one kind, but {first} and {second}; use strings for classes, \
          numbers for a regression, lists of strings for several labels"
     )]
     MixedLabels { first: String, second: String },
     #[error(
-        "the labels are whole numbers from 0 to {max}, which may be classes or the targets of a \
-         regression; say which with \"problem_type\" in \"data\" (single_label_classification or \
-         regression), or name the classes with \"labels\""
+        "the labels are whole numbers ({}), which may be classes or the targets of a regression; \
+         say which with \"problem_type\" in \"data\" (single_label_classification or regression), \
+         or name the classes with \"labels\"",
+        list_numbers(numbers)
     )]
-    Ambiguous { max: usize },
+    Ambiguous {
+        /// Ascending.
+        numbers: Vec<i64>,
+    },
+    #[error(
+        "{found}: label {number} does not count from 0 in the {names} label names of {known_by}; \
+         give names as labels, or numbers from 0 to {}",
+        names - 1
+    )]
+    NotAPlace {
+        found: String,
+        number: i64,
+        names: usize,
+        known_by: KnownBy,
+    },
     #[error("{known_by} asks for {expected}, but {found}")]
     WrongKind {
         known_by: KnownBy,
@@ -160,6 +205,11 @@ impl fmt::Display for KnownBy {
     }
 }
 
+fn and(hint: &Option<String>) -> String {
+    hint.as_ref()
+        .map_or_else(String::new, |hint| format!("; {hint}"))
+}
+
 /// Names shown in a message; there may be a thousand.
 const SHOWN_NAMES: usize = 20;
 
@@ -176,6 +226,20 @@ fn list_names(names: &[String]) -> String {
     text
 }
 
+fn list_numbers(numbers: &[i64]) -> String {
+    if let [first, .., last] = numbers
+        && last.checked_sub(*first) == Some(numbers.len() as i64 - 1)
+    {
+        return format!("{first} to {last}");
+    }
+    let shown = numbers.iter().take(SHOWN_NAMES).map(ToString::to_string);
+    let more = match numbers.len() > SHOWN_NAMES {
+        true => ", …",
+        false => "",
+    };
+    shown.collect::<Vec<_>>().join(", ") + more
+}
+
 fn list_rejections(first: &[Rejection]) -> String {
     let rows: Vec<String> = first.iter().take(3).map(ToString::to_string).collect();
     rows.join("; ")
@@ -183,20 +247,18 @@ fn list_rejections(first: &[Rejection]) -> String {
 
 /// What probably went wrong, where the two sets of names tell.
 fn hint(data: &[String], known: &[String]) -> String {
-    let fold = |name: &String| name.to_lowercase();
-    let differ_in_case_only = data
-        .iter()
-        .all(|name| known.iter().any(|other| fold(other) == fold(name)));
-    if differ_in_case_only {
-        return " (upper and lower case count)".into();
+    let alike: HashSet<String> = known.iter().map(|name| likeness(name)).collect();
+    if data.iter().all(|name| alike.contains(&likeness(name))) {
+        return " (upper and lower case, spaces, Unicode form and invisible characters count)"
+            .into();
     }
     let unnamed = known
         .iter()
         .enumerate()
         .all(|(i, name)| *name == format!("LABEL_{i}"));
     if unnamed {
-        return " (a teacher without names of its own: give the labels as numbers from 0, or \
-                rename its labels in its config.json)"
+        return " (a teacher without names of its own: give the labels as numbers from 0, name \
+                them in \"labels\" of the request, or rename its labels in its config.json)"
             .into();
     }
     String::new()

@@ -18,8 +18,42 @@ pub(super) enum RawLabel {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Number {
     pub(super) value: f64,
-    /// Written without a decimal point or exponent.
-    pub(super) whole: bool,
+    /// The value if it is whole, whether it is written as 1 or as 1.0.
+    pub(super) whole: Option<i64>,
+}
+
+impl Number {
+    fn of(value: f64) -> Self {
+        let whole = value.fract() == 0.0 && value.abs() <= MAX_EXACT;
+        Self {
+            value,
+            whole: whole.then_some(value as i64),
+        }
+    }
+
+    fn whole(value: i64) -> Self {
+        Self {
+            value: value as f64,
+            whole: Some(value),
+        }
+    }
+}
+
+/// Up to here, an f64 can tell whole numbers apart.
+const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// Reads a cell or a name as a finite number. Digits that are too many for a whole number are none:
+/// as decimal numbers, ids that differ would be equal.
+pub(super) fn parse_number(text: &str) -> Option<Number> {
+    if text
+        .trim_start_matches(['-', '+'])
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+    {
+        return text.parse().ok().map(Number::whole);
+    }
+    let value = text.parse::<f64>().ok();
+    value.filter(|value| value.is_finite()).map(Number::of)
 }
 
 pub(super) fn text_of(field: &str, value: &Value) -> Result<String, String> {
@@ -40,9 +74,15 @@ pub(super) fn label_of(value: &Value) -> Result<Option<RawLabel>, String> {
     Ok(Some(match value {
         Value::Null => return Ok(None),
         Value::String(name) => RawLabel::Text(label_name(name)?),
-        Value::Number(number) => RawLabel::Number(Number {
-            value: number.as_f64().unwrap_or(f64::NAN),
-            whole: !number.is_f64(),
+        Value::Number(number) => RawLabel::Number(match (number.as_i64(), number.as_u64()) {
+            (Some(whole), _) => Number::whole(whole),
+            (None, Some(large)) => {
+                return Err(format!(
+                    "\"label\" is {large}, greater than {}; write it as a string",
+                    i64::MAX
+                ));
+            }
+            (None, None) => Number::of(number.as_f64().unwrap_or(f64::NAN)),
         }),
         Value::Array(names) => {
             let names = names.iter().map(|name| match name {
@@ -75,7 +115,24 @@ pub(super) fn label_name(name: &str) -> Result<String, String> {
             shortened(name)
         ));
     }
+    if is_written_list(name) {
+        return Err(format!(
+            "\"label\" is a list written as text: {}; write a list of JSON, [\"a\", \"b\"]",
+            shortened(name)
+        ));
+    }
     Ok(name.to_owned())
+}
+
+/// Whether a name is the text of a list: `['a', 'b']`, `("a",)`, `{'a'}`, `['a' 'b']`, `[a, b]`.
+fn is_written_list(name: &str) -> bool {
+    let inner = [('[', ']'), ('(', ')'), ('{', '}')]
+        .iter()
+        .find_map(|&(open, close)| name.strip_prefix(open)?.strip_suffix(close));
+    let Some(inner) = inner else { return false };
+    let inner = inner.trim();
+    let quoted = |text: &str| text.starts_with(['\'', '"']);
+    inner.is_empty() || quoted(inner) || (name.starts_with('[') && inner.contains(','))
 }
 
 pub(super) fn logits_of(value: &Value) -> Result<Option<Vec<f32>>, String> {

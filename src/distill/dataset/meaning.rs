@@ -2,18 +2,22 @@
 //!
 //! - Strings are classes; lists of strings are several labels at once.
 //! - Numbers are the targets of a regression, unless the teacher or the request says that the task
-//!   is a classification: then they are indexes into its label names, or, if there are none or all
-//!   numbers are among them, names themselves. Where neither says anything and the numbers are just 0, 1, 2 … n, both readings
-//!   are likely and neither is chosen ([`DataError::Ambiguous`]).
+//!   is a classification: then they count from 0 in its label names, or are names themselves if
+//!   each is among the names or there are none. Where neither says anything and all numbers are
+//!   whole, both readings are likely and neither is chosen ([`DataError::Ambiguous`]). A number
+//!   is whole by its value: 1.0 is 1.
 //! - Cells of a table are numbers if all of them read as numbers (and are not names that the
-//!   teacher or the request gives), else classes. A stray cell among decimal numbers is rejected.
+//!   teacher or the request gives), else classes. A stray cell among decimal numbers is rejected,
+//!   and so is a cell that stands for a missing value among numbers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::checks::ignored_columns;
 use super::error::{DataError, KnownBy};
-use super::fields::{Number, RawLabel, shortened};
+use super::fields::{Number, RawLabel, parse_number, shortened};
+use super::names::is_missing;
 use super::read::RawSplit;
-use super::{Label, MAX_LABELS, Teacher};
+use super::{Label, MAX_LABELS, Split, Teacher};
 use crate::adapter::ProblemType;
 use crate::distill::spec::DataSpec;
 
@@ -25,15 +29,21 @@ const VALUE: &str = "value";
 pub(super) struct Meaning {
     pub(super) task_kind: ProblemType,
     pub(super) names: Vec<String>,
+    /// Whether the teacher or the request gave the names.
+    pub(super) names_are_given: bool,
+    /// What a reader of the numbers may have meant otherwise.
+    pub(super) warning: Option<String>,
     index: HashMap<String, usize>,
-    /// Whole numbers count from 0 in `names`; otherwise they are names themselves.
-    numbers_are_indexes: bool,
+    /// The class of each whole number.
+    index_of_number: HashMap<i64, usize>,
 }
 
 /// What the teacher and the request say before any row is seen.
 struct Known<'a> {
     task_kind: Option<(ProblemType, KnownBy)>,
     names: Option<(&'a [String], KnownBy)>,
+    /// The names that numbers count in: those of the request, else those of the teacher.
+    order: &'a [String],
 }
 
 /// One label of each kind that occurs, with its place for the message.
@@ -44,8 +54,8 @@ struct Survey {
     list: Option<String>,
     /// Different names, over all rows.
     names: BTreeSet<String>,
-    /// Whole numbers, as long as all numbers are whole.
-    whole: Option<BTreeSet<i64>>,
+    /// Whole numbers, as long as all numbers are whole; each with its first place.
+    whole: Option<BTreeMap<i64, (Split, usize)>>,
 }
 
 /// Decides what labels mean, and gives cells their kind.
@@ -58,15 +68,27 @@ pub(super) fn resolve(
     read_cells(splits, &known);
     let survey = Survey::new(splits);
     survey.of_one_kind()?;
-    let task_kind = survey.task_kind(&known)?;
-    let names = survey.label_names(task_kind, &known)?;
-    let numbers_are_indexes = known.names.is_some() && !survey.numbers_are_names(&known);
-    Ok(Meaning {
+    let hinted = |error| match error {
+        DataError::NoLabels { .. } => DataError::NoLabels {
+            ignored: ignored_columns(splits.iter().flat_map(|split| &split.ignored_fields)),
+        },
+        error => error,
+    };
+    let task_kind = survey.task_kind(&known).map_err(hinted)?;
+    let names = survey.label_names(task_kind, &known).map_err(hinted)?;
+    let index: HashMap<String, usize> = names.iter().cloned().zip(0..).collect();
+    let mut meaning = Meaning {
         task_kind,
-        index: names.iter().cloned().zip(0..).collect(),
         names,
-        numbers_are_indexes,
-    })
+        names_are_given: known.names.is_some(),
+        warning: None,
+        index,
+        index_of_number: HashMap::new(),
+    };
+    if task_kind != ProblemType::Regression {
+        meaning.count_numbers(&survey, &known)?;
+    }
+    Ok(meaning)
 }
 
 impl<'a> Known<'a> {
@@ -94,11 +116,13 @@ impl<'a> Known<'a> {
             return Ok(Self {
                 task_kind: Some((task.problem_type, KnownBy::Teacher)),
                 names: Some((&task.labels, KnownBy::Teacher)),
+                order: names.unwrap_or(&task.labels),
             });
         }
         Ok(Self {
             task_kind: spec.problem_type.map(|kind| (kind, KnownBy::Request)),
             names: names.map(|names| (names, KnownBy::Request)),
+            order: names.unwrap_or_default(),
         })
     }
 
@@ -136,16 +160,17 @@ fn read_cells(splits: &mut [RawSplit], known: &Known<'_>) {
     let (mut cells, mut numbers, mut fractions, mut names) = (0usize, 0usize, 0usize, 0usize);
     for label in labels(splits) {
         if let RawLabel::Cell(cell) = label {
+            let is_name = known.has_name(cell);
+            if is_missing(cell) && !is_name {
+                continue;
+            }
             cells += 1;
-            names += usize::from(known.has_name(cell));
+            names += usize::from(is_name);
             if let Some(number) = parse_number(cell) {
                 numbers += 1;
-                fractions += usize::from(!number.whole);
+                fractions += usize::from(number.whole.is_none());
             }
         }
-    }
-    if cells == 0 {
-        return;
     }
     let regression = matches!(known.task_kind, Some((ProblemType::Regression, _)));
     let mostly_decimals = fractions > 0 && numbers * 10 >= cells * 9;
@@ -170,13 +195,6 @@ fn read_cells(splits: &mut [RawSplit], known: &Known<'_>) {
     }
 }
 
-fn parse_number(cell: &str) -> Option<Number> {
-    Some(Number {
-        value: cell.parse().ok()?,
-        whole: cell.parse::<i64>().is_ok(),
-    })
-}
-
 fn labels(splits: &[RawSplit]) -> impl Iterator<Item = &RawLabel> {
     splits
         .iter()
@@ -186,7 +204,7 @@ fn labels(splits: &[RawSplit]) -> impl Iterator<Item = &RawLabel> {
 impl Survey {
     fn new(splits: &[RawSplit]) -> Self {
         let mut survey = Self {
-            whole: Some(BTreeSet::new()),
+            whole: Some(BTreeMap::new()),
             ..Self::default()
         };
         for split in splits {
@@ -205,7 +223,7 @@ impl Survey {
                         survey
                             .number
                             .get_or_insert_with(|| place(format!("has {}", number.value)));
-                        survey.add_number(*number);
+                        survey.add_number(*number, (split.origin.split, row.line));
                     }
                     RawLabel::List(names) => {
                         survey
@@ -225,10 +243,10 @@ impl Survey {
         }
     }
 
-    fn add_number(&mut self, number: Number) {
-        match &mut self.whole {
-            Some(whole) if number.whole => {
-                whole.insert(number.value as i64);
+    fn add_number(&mut self, number: Number, place: (Split, usize)) {
+        match (&mut self.whole, number.whole) {
+            (Some(all), Some(whole)) => {
+                all.entry(whole).or_insert(place);
             }
             _ => self.whole = None,
         }
@@ -279,32 +297,19 @@ impl Survey {
             };
         }
         if self.number.is_none() {
-            return Err(DataError::NoLabels);
+            return Err(DataError::NoLabels { ignored: None });
         }
-        match self.counts_from_zero() {
-            Some(max) => Err(DataError::Ambiguous { max }),
-            None => Ok(Regression),
+        match &self.whole {
+            Some(whole) if (2..=MAX_LABELS).contains(&whole.len()) => Err(DataError::Ambiguous {
+                numbers: whole.keys().copied().collect(),
+            }),
+            _ => Ok(Regression),
         }
     }
 
     /// A number, if not all of them are whole.
     fn fraction(&self) -> Option<&String> {
         self.number.as_ref().filter(|_| self.whole.is_none())
-    }
-
-    /// The greatest number, if the labels are exactly 0, 1, … up to it.
-    fn counts_from_zero(&self) -> Option<usize> {
-        let whole = self.whole.as_ref()?;
-        let max = whole.len().checked_sub(1).filter(|&max| max > 0)?;
-        whole.iter().copied().eq(0..=max as i64).then_some(max)
-    }
-
-    /// Labels 1 to 5 for classes named "1" to "5" are names, not places.
-    fn numbers_are_names(&self, known: &Known<'_>) -> bool {
-        self.whole
-            .iter()
-            .flatten()
-            .all(|number| known.has_name(&number.to_string()))
     }
 
     fn label_names(
@@ -332,11 +337,11 @@ impl Survey {
             return Ok(names.to_vec());
         }
         let names = match &self.whole {
-            Some(whole) if self.number.is_some() => whole.iter().map(ToString::to_string).collect(),
+            Some(whole) if self.number.is_some() => whole.keys().map(ToString::to_string).collect(),
             _ => sorted_by_value(&self.names),
         };
         match names.len() {
-            0 => Err(DataError::NoLabels),
+            0 => Err(DataError::NoLabels { ignored: None }),
             count if count > MAX_LABELS => Err(DataError::TooManyLabels { count }),
             _ => Ok(names),
         }
@@ -353,6 +358,54 @@ fn sorted_by_value(names: &BTreeSet<String>) -> Vec<String> {
 }
 
 impl Meaning {
+    /// Finds the class of each whole number that occurs.
+    fn count_numbers(&mut self, survey: &Survey, known: &Known<'_>) -> Result<(), DataError> {
+        let Some(whole) = survey.whole.as_ref().filter(|whole| !whole.is_empty()) else {
+            return Ok(());
+        };
+        let named = self.names.iter().zip(0..);
+        let mut by_name: HashMap<i64, usize> = named
+            .filter_map(|(name, index)| Some((parse_number(name)?.whole?, index)))
+            .collect();
+        by_name.retain(|number, _| whole.contains_key(number));
+        if by_name.len() == whole.len() {
+            self.index_of_number = by_name;
+            return Ok(());
+        }
+        let known_by = known
+            .names
+            .map_or(KnownBy::Request, |(_, known_by)| known_by);
+        if !by_name.is_empty() {
+            return Err(DataError::LabelMismatch {
+                known_by,
+                data: whole.keys().map(ToString::to_string).collect(),
+                known: self.names.clone(),
+            });
+        }
+        for (&number, (split, line)) in whole {
+            let place = usize::try_from(number).ok();
+            let name = place.and_then(|place| known.order.get(place));
+            let Some(index) = name.and_then(|name| self.index.get(name)) else {
+                return Err(DataError::NotAPlace {
+                    found: format!("{split} row {line}"),
+                    number,
+                    names: self.names.len(),
+                    known_by,
+                });
+            };
+            self.index_of_number.insert(number, *index);
+        }
+        if let Some((first, _)) = whole.first_key_value()
+            && *first > 0
+        {
+            self.warning = Some(format!(
+                "no label is 0, and numbers count from 0 in the label names: {first} is \"{}\"",
+                self.names[self.index_of_number[first]]
+            ));
+        }
+        Ok(())
+    }
+
     /// The label of one row, or why it cannot be used.
     pub(super) fn label(&self, raw: RawLabel) -> Result<Label, String> {
         match raw {
@@ -374,19 +427,11 @@ impl Meaning {
                     Err(format!("label {} is not a finite number", number.value))
                 }
             }
-            RawLabel::Number(number) if self.numbers_are_indexes => {
-                if number.whole && (0.0..self.names.len() as f64).contains(&number.value) {
-                    return Ok(Label::Class(number.value as usize));
-                }
-                Err(format!(
-                    "label {} does not count from 0 in the {} label names",
-                    number.value,
-                    self.names.len()
-                ))
-            }
-            RawLabel::Number(number) => Ok(Label::Class(
-                self.index_of(&(number.value as i64).to_string())?,
-            )),
+            RawLabel::Number(number) => number
+                .whole
+                .and_then(|whole| self.index_of_number.get(&whole))
+                .map(|&index| Label::Class(index))
+                .ok_or_else(|| format!("label {} is not a known number", number.value)),
         }
     }
 

@@ -5,16 +5,24 @@
 //! (`.csv`), TSV without quoting (`.tsv`) or Parquet (`.parquet`); the first line of a table names
 //! its columns, an empty cell is an absent field, and lists are written as JSON. Files are read row
 //! by row.
+//!
+//! What can be read in two ways is either an error that says what to do, or a sentence in
+//! [`DataChecks::warnings`]; nothing is reinterpreted in silence.
 
 mod checks;
+mod class_names;
 mod columns;
 mod error;
 mod fields;
 mod meaning;
+mod names;
 mod parquet;
 mod preset;
 mod read;
+mod read_table;
+mod signature;
 mod splits;
+mod table;
 mod weights;
 
 use std::borrow::Cow;
@@ -42,6 +50,8 @@ pub const MAX_FILE_BYTES: u64 = 1 << 30;
 pub const MAX_ROWS: usize = 2_000_000;
 /// Greatest size of one row; a longer one is rejected, and its rest is not kept in memory.
 pub const MAX_ROW_BYTES: usize = 1 << 20;
+/// Greatest number of columns of a table.
+pub const MAX_COLUMNS: usize = 10_000;
 /// Greatest number of classes.
 pub const MAX_LABELS: usize = 1_000;
 /// Greatest length of a label's name.
@@ -170,6 +180,10 @@ impl Dataset {
         }
         let meaning = meaning::resolve(&mut raw, spec, teacher)?;
         let mut dataset = Self::empty(&meaning, spec)?;
+        let mut warnings: Vec<String> = Vec::new();
+        warnings.extend(raw.iter_mut().filter_map(|split| split.warning.take()));
+        warnings.dedup();
+        warnings.extend(meaning.warning.clone());
         for split in raw {
             dataset.add_split(split, &meaning, teacher)?;
         }
@@ -179,7 +193,16 @@ impl Dataset {
         dataset.class_weights = weights::resolve(spec.class_weights.as_ref(), &dataset)?;
         dataset.number_rows();
         dataset.count();
-        dataset.warn(teacher);
+        if !columns.are_chosen() {
+            warnings.extend(checks::ignored_columns(&dataset.checks.ignored_fields));
+        }
+        warnings.extend(names::warnings(
+            &dataset.checks.classes(),
+            meaning.names_are_given,
+        ));
+        let trained = matches!(teacher, Teacher::Trained(_));
+        warnings.extend(checks::warnings(&dataset, trained));
+        dataset.checks.warnings = warnings;
         Ok(dataset)
     }
 
@@ -346,11 +369,6 @@ impl Dataset {
             *self.checks.split_mut(split) = counts;
         }
     }
-
-    fn warn(&mut self, teacher: Teacher<'_>) {
-        let trained = matches!(teacher, Teacher::Trained(_));
-        self.checks.warnings = checks::warnings(self, trained);
-    }
 }
 
 /// The request with what its preset stands for filled in.
@@ -406,6 +424,7 @@ fn limit_rejections_of(raw: &RawSplit, used: usize) -> Result<(), DataError> {
             rejected: raw.rejected.count,
             rows,
             first: raw.rejected.first.clone(),
+            ignored: checks::ignored_columns(&raw.ignored_fields),
         });
     }
     Ok(())
@@ -413,5 +432,7 @@ fn limit_rejections_of(raw: &RawSplit, used: usize) -> Result<(), DataError> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_ambiguity;
 #[cfg(test)]
 mod tests_files;

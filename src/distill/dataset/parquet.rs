@@ -9,7 +9,13 @@ use parquet::record::Field;
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
-use super::columns::Columns;
+use super::class_names::ClassColumn;
+use super::columns::{Columns, LABEL};
+
+/// The key under which the library `datasets` describes the columns of a file.
+const DATASETS_KEY: &str = "huggingface";
+/// Greatest size of that description.
+const MAX_DESCRIPTION_BYTES: usize = 4 << 20;
 
 /// Reads a file row by row, the columns that hold fields of a row only.
 pub(super) struct ParquetRows {
@@ -17,6 +23,8 @@ pub(super) struct ParquetRows {
     wanted: Type,
     /// Names of the columns that are not read.
     pub(super) ignored: Vec<String>,
+    /// The column of the label, if its ids have names.
+    pub(super) classes: Option<ClassColumn>,
 }
 
 impl ParquetRows {
@@ -49,9 +57,17 @@ impl ParquetRows {
         let schema = reader.metadata().file_metadata().schema();
         let mut wanted: Vec<Arc<Type>> = Vec::new();
         let mut ignored = Vec::new();
+        let mut classes = None;
         for column in schema.get_fields() {
             match columns.field_of(column.name()) {
-                Some(_) => wanted.push(Arc::clone(column)),
+                Some(field) => {
+                    wanted.push(Arc::clone(column));
+                    if field == LABEL
+                        && let Some(description) = description(&reader)?
+                    {
+                        classes = ClassColumn::find(description, column.name(), columns)?;
+                    }
+                }
                 None => ignored.push(column.name().to_owned()),
             }
         }
@@ -63,6 +79,7 @@ impl ParquetRows {
             reader,
             wanted,
             ignored,
+            classes,
         })
     }
 
@@ -79,8 +96,18 @@ impl ParquetRows {
         Ok(rows.map(|row| {
             let row = row.map_err(|error| error.to_string())?;
             let fields = row.into_columns().into_iter();
-            let fields = fields.map(|(name, field)| (name, json(field)));
-            Ok(Value::Object(fields.collect::<Map<_, _>>()))
+            let fields = fields.map(|(name, field)| {
+                let value = json(field).map_err(|reason| format!("column \"{name}\": {reason}"))?;
+                let classes = self.classes.as_ref();
+                let value = match classes.filter(|classes| classes.column == name) {
+                    Some(classes) => classes.named(value)?,
+                    None => value,
+                };
+                Ok((name, value))
+            });
+            Ok(Value::Object(
+                fields.collect::<Result<Map<_, _>, String>>()?,
+            ))
         }))
     }
 }
@@ -92,10 +119,26 @@ fn is_built_in(compression: Compression) -> bool {
     )
 }
 
-/// A value as JSON has it. What no field of a row can be becomes its text.
-fn json(field: Field) -> Value {
-    let decimal = |value: f64| Number::from_f64(value).map_or(Value::Null, Value::Number);
-    match field {
+/// What the library `datasets` says of the columns.
+fn description(reader: &SerializedFileReader<File>) -> Result<Option<&str>, String> {
+    let pairs = reader.metadata().file_metadata().key_value_metadata();
+    let pair = pairs.and_then(|pairs| pairs.iter().find(|pair| pair.key == DATASETS_KEY));
+    match pair.and_then(|pair| pair.value.as_deref()) {
+        Some(description) if description.len() > MAX_DESCRIPTION_BYTES => Err(format!(
+            "its metadata \"{DATASETS_KEY}\" has more than {MAX_DESCRIPTION_BYTES} bytes"
+        )),
+        description => Ok(description),
+    }
+}
+
+/// A value as JSON has it. A NaN is a missing value, as for pandas.
+fn json(field: Field) -> Result<Value, String> {
+    let decimal = |value: f64| match Number::from_f64(value) {
+        Some(number) => Value::Number(number),
+        None if value.is_nan() => Value::Null,
+        None => value.to_string().into(),
+    };
+    Ok(match field {
         Field::Null => Value::Null,
         Field::Bool(value) => value.into(),
         Field::Byte(value) => value.into(),
@@ -108,13 +151,24 @@ fn json(field: Field) -> Value {
         Field::ULong(value) => value.into(),
         Field::Float(value) => decimal(f64::from(value)),
         Field::Double(value) => decimal(value),
+        Field::Float16(value) => decimal(f64::from(value)),
+        Field::Decimal(_) => field.to_string().parse().map_or(Value::Null, decimal),
         Field::Str(text) => text.into(),
         // A column of texts that its writer did not mark as such.
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
             Ok(text) => text.into(),
-            Err(_) => Value::Null,
+            Err(_) => return Err("it holds bytes that are no UTF-8 text".into()),
         },
-        Field::ListInternal(list) => list.elements().iter().cloned().map(json).collect(),
-        other => other.to_string().into(),
-    }
+        Field::ListInternal(list) => {
+            let elements = list.elements().iter().cloned();
+            elements.map(json).collect::<Result<_, _>>()?
+        }
+        // An object stands for a struct or a map, which no field of a row can be.
+        Field::Group(_) | Field::MapInternal(_) => Value::Object(Map::new()),
+        Field::Date(_)
+        | Field::TimeMillis(_)
+        | Field::TimeMicros(_)
+        | Field::TimestampMillis(_)
+        | Field::TimestampMicros(_) => field.to_string().into(),
+    })
 }

@@ -2,18 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read as _};
+use std::io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::columns::{Columns, FIELDS, LABEL, LOGITS, TEXT, TEXT_PAIR};
 use super::error::{DataError, Origin};
-use super::fields::{
-    Number, RawLabel, kind, label_name, label_of, logits_of, not_blank, shortened, text_of,
-};
+use super::fields::{RawLabel, kind, label_of, logits_of, parse_number, shortened, text_of};
 use super::parquet::ParquetRows;
-use super::{MAX_FILE_BYTES, MAX_REJECTIONS, MAX_ROW_BYTES, MAX_ROWS, Rejection, Split};
+use super::{MAX_FILE_BYTES, MAX_REJECTIONS, MAX_ROW_BYTES, MAX_ROWS, Rejection, Split, signature};
 use crate::distill::spec::SplitSpec;
 use crate::parse::{self, ParseError};
 use crate::text::Input;
@@ -27,6 +25,8 @@ pub(super) struct RawSplit {
     pub(super) rows: Vec<RawRow>,
     pub(super) rejected: Rejected,
     pub(super) ignored_fields: BTreeSet<String>,
+    /// What a user must know of the file.
+    pub(super) warning: Option<String>,
 }
 
 pub(super) struct RawRow {
@@ -72,6 +72,7 @@ pub(super) fn read(
         rows: Vec::new(),
         rejected: Rejected::default(),
         ignored_fields: BTreeSet::new(),
+        warning: None,
     };
     match spec {
         SplitSpec::Rows(rows) => {
@@ -89,13 +90,13 @@ pub(super) fn read(
 }
 
 /// A row but for its line.
-type Parsed = Result<(Input, Option<RawLabel>, Option<Vec<f32>>), String>;
+pub(super) type Parsed = Result<(Input, Option<RawLabel>, Option<Vec<f32>>), String>;
 
 /// The column of each field.
-type Places = [Option<usize>; FIELDS.len()];
+pub(super) type Places = [Option<usize>; FIELDS.len()];
 
 impl RawSplit {
-    fn push(&mut self, line: usize, parsed: Parsed) -> Result<(), DataError> {
+    pub(super) fn push(&mut self, line: usize, parsed: Parsed) -> Result<(), DataError> {
         match parsed {
             Ok((input, label, teacher_logits)) => self.rows.push(RawRow {
                 line,
@@ -132,7 +133,24 @@ impl RawSplit {
                 bytes: metadata.len(),
             });
         }
-        let file = File::open(path).map_err(|e| self.io(e))?;
+        let mut file = File::open(path).map_err(|e| self.io(e))?;
+        let mut head = Vec::new();
+        (&file)
+            .take(signature::LONGEST)
+            .read_to_end(&mut head)
+            .map_err(|e| self.io(e))?;
+        if let Some((what, remedy)) = signature::foreign(&head, format == Format::Parquet) {
+            return Err(DataError::Foreign {
+                origin: self.origin.clone(),
+                what,
+                remedy,
+            });
+        }
+        let begin = match head.strip_prefix(signature::UTF8_MARK) {
+            Some(_) => signature::UTF8_MARK.len() as u64,
+            None => 0,
+        };
+        file.seek(SeekFrom::Start(begin)).map_err(|e| self.io(e))?;
         let buffered = |file: File| BufReader::with_capacity(1 << 16, file.take(MAX_FILE_BYTES));
         match format {
             Format::JsonLines => self.read_json_lines(buffered(file), columns),
@@ -148,6 +166,8 @@ impl RawSplit {
             reason,
         };
         let rows = ParquetRows::open(file, columns, MAX_FILE_BYTES).map_err(failed)?;
+        let classes = rows.classes.as_ref();
+        self.warning = classes.and_then(|classes| classes.warning.clone());
         for name in &rows.ignored {
             self.ignore(name);
         }
@@ -159,14 +179,14 @@ impl RawSplit {
         Ok(())
     }
 
-    fn io(&self, source: io::Error) -> DataError {
+    pub(super) fn io(&self, source: io::Error) -> DataError {
         DataError::Read {
             origin: self.origin.clone(),
             source,
         }
     }
 
-    fn not_utf8(&self, line: usize) -> DataError {
+    pub(super) fn not_utf8(&self, line: usize) -> DataError {
         DataError::NotUtf8 {
             origin: self.origin.clone(),
             line,
@@ -180,6 +200,7 @@ impl RawSplit {
     ) -> Result<(), DataError> {
         let mut bytes = Vec::new();
         let mut line = 0;
+        let mut first = true;
         loop {
             line += 1;
             match read_line(&mut file, &mut bytes).map_err(|e| self.io(e))? {
@@ -192,84 +213,36 @@ impl RawSplit {
                 Line::Complete => {}
             }
             let text = std::str::from_utf8(&bytes).map_err(|_| self.not_utf8(line))?;
-            let text = match line {
-                1 => text.trim_start_matches('\u{feff}').trim(),
-                _ => text.trim(),
-            };
+            if text.contains('\0') {
+                return Err(self.nul(line));
+            }
+            let text = text.trim();
             if text.is_empty() {
                 continue;
             }
+            if std::mem::take(&mut first) && text.starts_with('[') {
+                return Err(DataError::JsonArray {
+                    origin: self.origin.clone(),
+                });
+            }
             let parsed = match parse::json::<Value>(text.as_bytes()) {
                 Ok(row) => self.parse_object(&row, columns),
-                Err(_) if line == 1 && text.starts_with('[') => {
-                    return Err(DataError::JsonArray {
-                        origin: self.origin.clone(),
-                    });
-                }
-                Err(ParseError::Syntax(problem)) => Err(format!("not JSON: {problem}")),
+                Err(ParseError::Syntax(problem)) => Err(not_json(text, &problem)),
                 Err(ParseError::Field(problem)) => Err(problem),
             };
             self.push(line, parsed)?;
         }
     }
 
-    /// CSV as in RFC 4180, or TSV, in which quotes are ordinary characters.
-    fn read_table(
-        &mut self,
-        file: impl BufRead,
-        delimiter: u8,
-        columns: &Columns,
-    ) -> Result<(), DataError> {
-        let mut table = csv::ReaderBuilder::new()
-            .delimiter(delimiter)
-            .quoting(delimiter == b',')
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(file);
-        let mut record = csv::StringRecord::new();
-        let mut more = table.read_record(&mut record).map_err(|e| self.csv(e))?;
-        if !more {
-            return Err(DataError::Empty {
-                origin: self.origin.clone(),
-            });
-        }
-        let first = record.clone();
-        let mut header: Vec<&str> = first.iter().map(str::trim).collect();
-        let has_names = |name: &String| header.contains(&name.as_str());
-        if columns.headerless.is_empty() || columns.names(TEXT).iter().any(has_names) {
-            more = table.read_record(&mut record).map_err(|e| self.csv(e))?;
-        } else {
-            header = columns.headerless.to_vec();
-        }
-        for name in &header {
-            if columns.field_of(name).is_none() {
-                self.ignore(name);
-            }
-        }
-        let places = self.places(&header, columns)?;
-        while more {
-            let line = record.position().map_or(0, |p| p.line() as usize);
-            let parsed = parse_record(&record, header.len(), places, columns);
-            self.push(line, parsed)?;
-            more = table.read_record(&mut record).map_err(|e| self.csv(e))?;
-        }
-        Ok(())
-    }
-
-    fn csv(&self, error: csv::Error) -> DataError {
-        match error.kind() {
-            csv::ErrorKind::Utf8 { pos, .. } => {
-                self.not_utf8(pos.as_ref().map_or(1, |p| p.line() as usize))
-            }
-            _ => DataError::Csv {
-                origin: self.origin.clone(),
-                source: error,
-            },
+    pub(super) fn nul(&self, line: usize) -> DataError {
+        DataError::Nul {
+            origin: self.origin.clone(),
+            line,
         }
     }
 
     /// The place of each field among named columns.
-    fn places(&self, header: &[&str], columns: &Columns) -> Result<Places, DataError> {
+    pub(super) fn places(&self, header: &[&str], columns: &Columns) -> Result<Places, DataError> {
         let unusable = |reason: String| DataError::Header {
             origin: self.origin.clone(),
             reason,
@@ -283,14 +256,15 @@ impl RawSplit {
         columns.places(header, train).map_err(|missing| {
             let found: Vec<&str> = header.iter().copied().take(MAX_IGNORED).collect();
             unusable(format!(
-                "the first line must name the columns, among them \"{}\"; it reads \"{}\"",
+                "the first line must name the columns, among them \"{}\"; it reads \"{}\"; name \
+                 columns of other names in data.columns",
                 missing.join("\" or \""),
                 shortened(&found.join(", "))
             ))
         })
     }
 
-    fn ignore(&mut self, field: &str) {
+    pub(super) fn ignore(&mut self, field: &str) {
         if self.ignored_fields.len() < MAX_IGNORED && !self.ignored_fields.contains(field) {
             self.ignored_fields.insert(shortened(field));
         }
@@ -370,14 +344,17 @@ fn text_bytes(input: &Input) -> usize {
 }
 
 /// The label, unless it is the number that stands for none.
-fn labelled(label: Option<RawLabel>, columns: &Columns) -> Option<RawLabel> {
-    let none = columns.no_label;
-    label.filter(|label| match label {
-        RawLabel::Number(Number { value, whole: true }) => {
-            none.is_none_or(|none| *value != none as f64)
-        }
-        RawLabel::Cell(cell) => none.is_none_or(|none| *cell != none.to_string()),
-        _ => true,
+pub(super) fn labelled(label: Option<RawLabel>, columns: &Columns) -> Option<RawLabel> {
+    let Some(none) = columns.no_label else {
+        return label;
+    };
+    label.filter(|label| {
+        let number = match label {
+            RawLabel::Number(number) => number.whole,
+            RawLabel::Cell(cell) => parse_number(cell).and_then(|number| number.whole),
+            RawLabel::Text(_) | RawLabel::List(_) => None,
+        };
+        number != Some(none)
     })
 }
 
@@ -422,47 +399,14 @@ fn read_line(file: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<Line> {
     })
 }
 
-fn parse_record(
-    record: &csv::StringRecord,
-    width: usize,
-    places: Places,
-    columns: &Columns,
-) -> Parsed {
-    if record.as_slice().len() > MAX_ROW_BYTES {
-        return Err(format!(
-            "longer than {MAX_ROW_BYTES} bytes; is a closing quote missing?"
-        ));
-    }
-    if record.len() != width {
-        return Err(format!(
-            "{} cells where the header names {width} columns",
-            record.len()
-        ));
-    }
-    let [text, text_pair, label, logits] =
-        places.map(|place| place.and_then(|i| record.get(i)).unwrap_or_default());
-    let input = Input {
-        text: not_blank("text", text)?,
-        text_pair: match text_pair.trim() {
-            "" => None,
-            _ => Some(text_pair.to_owned()),
-        },
+/// Why a line is no JSON. Of two mistakes that are often made, it says what to do.
+fn not_json(text: &str, problem: &str) -> String {
+    let hint = if text.contains("NaN") || text.contains("Infinity") {
+        "; JSON has no NaN and no Infinity, write null"
+    } else if text.contains('\r') {
+        "; its lines end in CR alone, end them in LF"
+    } else {
+        ""
     };
-    let label = match label.trim() {
-        "" => None,
-        cell if cell.starts_with('[') => match parse::json::<Value>(cell.as_bytes()) {
-            Ok(list) => label_of(&list)?,
-            Err(_) => Some(RawLabel::Cell(label_name(cell)?)),
-        },
-        cell => labelled(Some(RawLabel::Cell(label_name(cell)?)), columns),
-    };
-    let teacher_logits = match logits.trim() {
-        "" => None,
-        cell => {
-            let list = parse::json(cell.as_bytes())
-                .map_err(|_| format!("teacher_logits is not a list: \"{}\"", shortened(cell)))?;
-            logits_of(&list)?
-        }
-    };
-    Ok((input, label, teacher_logits))
+    format!("not JSON: {problem}{hint}")
 }

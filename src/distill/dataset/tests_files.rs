@@ -1,18 +1,13 @@
 //! Files as people have them: named columns, Parquet, GLUE's layouts.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 
-use super::tests::{file, load};
+use super::tests::{file, golden, load};
 use super::*;
 use crate::distill::spec::{Balanced, ClassWeights, ColumnSpec};
-
-fn golden(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/parquet");
-    folder.join(name)
-}
 
 fn preset(preset: Preset, folder: &Path) -> DataSpec {
     DataSpec {

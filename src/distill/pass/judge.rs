@@ -68,6 +68,7 @@ impl Pass<'_> {
         if let (Some(train), Some(validation)) = (score(&data.train)?, score(&data.validation)?) {
             let warning = dataset::repeated_labels(&data.checks, train, validation);
             self.data.checks.warnings.extend(warning);
+            self.tell_warnings();
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use candle_core::Tensor;
 
 use super::dataset::{self, DataError, Dataset, Row, Split};
 use super::evaluation::EvaluationError;
-use super::models::{ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, file_bytes};
+use super::models::{ADAPTER_WEIGHTS, Base, Places, file_bytes};
 use super::peak;
 use super::progress::{Event, Stage, Step};
 use super::report::{PeakMemory, Report, ReportError, TrainingSummary};
@@ -99,13 +99,20 @@ pub fn run(
         (Some(_), None) => dataset::Teacher::Untrained,
         (Some(_), Some(task)) => dataset::Teacher::Trained(task),
     };
-    let data = Dataset::load(&spec.data, spec.training.seed, behind)?;
+    let data = Dataset::load(&spec.data, spec.training.seed, behind);
+    let data = data.map_err(|error| match (&error, &teacher) {
+        (DataError::WrongKind { .. }, Some(AnyTeacher::Http(teacher))) => teacher
+            .only_label()
+            .map_or_else(|| PassError::from(error), PassError::from),
+        _ => PassError::from(error),
+    })?;
     let mut pass = Pass {
         spec,
         places,
         data,
         listener,
     };
+    pass.tell_warnings();
     let taught = match teacher {
         Some(AnyTeacher::Local(teacher)) => Some(pass.teach(*teacher, teacher_out)?),
         Some(AnyTeacher::Http(teacher)) => Some(pass.ask(&teacher)?),
@@ -209,11 +216,15 @@ impl Pass<'_> {
         (self.listener)(Event::Stage { stage });
     }
 
+    fn tell_warnings(&mut self) {
+        let warnings = self.data.checks.warnings.clone();
+        (self.listener)(Event::Data { warnings });
+    }
+
     /// The checkpoint of the training of an encoder in this pass.
     fn checkpoint(&self, training: &str, base: &Base) -> Option<Checkpoint> {
         let checkpoints = self.places.checkpoints.as_ref()?;
-        let weights = file_bytes(&base.dir.join(ENCODER_WEIGHTS));
-        let context = format!("{} {weights} {}", base.name, self.spec.without_rows());
+        let context = format!("{} {} {}", base.name, base.digest, self.spec.without_rows());
         Some(checkpoints.of(training, &context))
     }
 

@@ -5,14 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::dataset::{KnownTask, Row};
-use super::super::models::{
-    ADAPTER_WEIGHTS, Base, ENCODER_WEIGHTS, Places, Teacher, TeacherSource, file_bytes,
-};
+use super::super::models::{ADAPTER_WEIGHTS, Base, Places, Teacher, TeacherSource, file_bytes};
 use super::super::progress::{Event, Stage};
 use super::super::report::{ModelSize, TrainingSummary};
 use super::super::spec::{DataSpec, FinetuneMode, FinetuneSpec, TeacherSpec};
 use super::super::teacher_cache::TeacherCache;
-use super::super::teacher_http::{Asked, HttpTeacher, TOKEN_VARIABLE};
+use super::super::teacher_http::{Asked, HttpTeacher, TeacherToken};
 use super::super::training::{Checkpoint, Trainee};
 use super::{Answering, Answers, Lessons, Pass, PassError};
 use crate::adapter::AdapterError;
@@ -36,9 +34,8 @@ impl AnyTeacher {
     ) -> Result<Self, PassError> {
         match &spec.http {
             Some(http) => {
-                let token = std::env::var(TOKEN_VARIABLE).ok();
-                let token = token.filter(|token| !token.is_empty());
-                let teacher = HttpTeacher::connect(http, data, token)?;
+                let token = TeacherToken::from_environment(&places.teacher_origins);
+                let teacher = HttpTeacher::connect(http, data, token.as_ref())?;
                 Ok(Self::Http(Box::new(teacher)))
             }
             None => Ok(Self::Local(Box::new(Teacher::load(spec, places)?))),
@@ -116,7 +113,12 @@ impl Pass<'_> {
                 _,
             ) => {
                 if let Some(folder) = &self.places.teacher_cache {
-                    cache = Some(TeacherCache::open(folder, &files, max_length)?);
+                    cache = Some(TeacherCache::open(
+                        folder,
+                        &base.digest,
+                        &files,
+                        max_length,
+                    )?);
                 }
                 let weights = classifier.weights;
                 let size = base.size(&weights, None, adapter_bytes);
@@ -134,8 +136,8 @@ impl Pass<'_> {
                     && let Some(folder) = path.parent()
                 {
                     // Named by the trained weights, so that a resumed pass finds its answers.
-                    let files = [base.dir.join(ENCODER_WEIGHTS), path.clone()];
-                    cache = Some(TeacherCache::open(folder, &files, max_length)?);
+                    let files = std::slice::from_ref(path);
+                    cache = Some(TeacherCache::open(folder, &base.digest, files, max_length)?);
                 }
                 (weights, size, Some(summary))
             }

@@ -105,6 +105,9 @@ pub fn without_texts(report: &mut serde_json::Value) {
 pub struct ModelSize {
     /// Name of the encoder.
     pub encoder: String,
+    /// SHA-256 of what the encoder computes with: see `docs/models.md`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder_digest: Option<String>,
     /// Encoder, adapter and head together.
     pub parameters: usize,
     /// Those that trained; absent for a model that was taken as it is.

@@ -108,6 +108,7 @@ fn full() -> Report {
         }),
         student_model: ModelSize {
             encoder: "minilm-l6".into(),
+            encoder_digest: None,
             parameters: 22_861_442,
             trainable: Some(148_226),
             encoder_bytes: 90_868_376,
@@ -115,6 +116,7 @@ fn full() -> Report {
         },
         teacher_model: Some(ModelSize {
             encoder: "mpnet-base".into(),
+            encoder_digest: None,
             parameters: 109_488_386,
             trainable: None,
             encoder_bytes: 437_967_672,

@@ -9,6 +9,8 @@ use std::pin::{Pin, pin};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -16,8 +18,8 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::RunnerConfig;
 use super::limits::Exceeded;
+use super::{RunnerConfig, environment};
 use crate::distill::progress::{Event, Stage};
 use crate::distill::spec::JobSpec;
 use crate::parse;
@@ -42,6 +44,8 @@ pub(super) enum Ending {
     /// By a signal from elsewhere; the next attempt goes on. With the reason for the user, should
     /// there be none.
     Killed(String),
+    /// The system has no process, file or space for it at present; nothing has been started.
+    Later(io::Error),
     /// With the reason for the user.
     Failed(String),
 }
@@ -92,19 +96,23 @@ impl Supervisor<'_> {
     pub(super) async fn run(&self) -> Ending {
         let (mut child, job) = match self.start().await {
             Ok(started) => started,
+            Err(error) if is_shortage(&error) => return Ending::Later(error),
             Err(error) => {
                 return Ending::Failed(format!("the process could not be started: {error}"));
             }
         };
         // Held open: the process ends when it is closed.
         let lifeline = child.stdin.take();
-        let interrupt = self.interrupt(child.id(), &job);
+        let process = child.id();
+        let interrupt = self.interrupt(process, &job);
         let mut interrupt = pin!(interrupt);
         let heard = match child.stdout.take() {
             Some(output) => self.listen(output, interrupt.as_mut()).await,
             None => Ok(None),
         };
         let ending = self.conclude(heard, &mut child, interrupt).await;
+        // What the process has started, such as a download, ends with it.
+        kill_group(process);
         drop(lifeline);
         ending
     }
@@ -124,16 +132,17 @@ impl Supervisor<'_> {
     async fn start(&self) -> io::Result<(Child, JobSpec)> {
         let spec = self.store.job_spec(&self.job.id).await;
         let spec = spec.map_err(io::Error::other)?;
-        let spec = spec.to_string();
-        let Bounded { job } = parse::json(spec.as_bytes())?;
+        let Bounded { job } = parse::value(spec.clone())?;
         tokio::fs::create_dir_all(&self.folder).await?;
         let spec_path = self.folder.join("spec.json");
-        tokio::fs::write(&spec_path, spec).await?;
+        tokio::fs::write(&spec_path, spec.to_string()).await?;
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.log_path())?;
         let child = Command::new(&self.config.program)
+            .env_clear()
+            .envs(environment::for_job(&spec))
             .args(&self.config.arguments)
             .arg("--spec")
             .arg(spec_path)
@@ -147,7 +156,8 @@ impl Supervisor<'_> {
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true)
-            // Ctrl-C in the server's terminal is for the server, which then stops the process.
+            // A group of its own, to be killed with all that it has started. Ctrl-C in the
+            // server's terminal is for the server, which then stops the process.
             .process_group(0)
             .spawn()?;
         Ok((child, job))
@@ -180,6 +190,7 @@ impl Supervisor<'_> {
                         changed = false;
                         self.record(&progress).await;
                     }
+                    Some(Event::Data { warnings }) => self.record_warnings(&warnings).await,
                     Some(Event::Step(step)) => {
                         progress.step = step.step as u64;
                         progress.steps = step.steps as u64;
@@ -210,6 +221,13 @@ impl Supervisor<'_> {
         metrics.training(progress.loss, progress.tokens_per_second);
         if let Err(error) = self.store.record_progress(&self.job.id, progress).await {
             tracing::warn!(job = self.job.id, %error, "could not record progress");
+        }
+        self.changes.send_replace(());
+    }
+
+    async fn record_warnings(&self, warnings: &[String]) {
+        if let Err(error) = self.store.record_warnings(&self.job.id, warnings).await {
+            tracing::warn!(job = self.job.id, %error, "could not record warnings");
         }
         self.changes.send_replace(());
     }
@@ -275,6 +293,21 @@ impl Supervisor<'_> {
     }
 }
 
+/// Whether the system lacks something that others will give back: processes, files, memory or space.
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [
+        libc::EAGAIN,
+        libc::EDQUOT,
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+        libc::ENOSPC,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|code| shortages.contains(&code))
+}
+
 /// The next line that is an event; `None` when the output is closed or unreadable.
 async fn next_event(lines: &mut Lines<BufReader<ChildStdout>>) -> Option<Event> {
     loop {
@@ -301,7 +334,21 @@ fn name(stage: Stage) -> String {
 }
 
 async fn kill(child: &mut Child) {
+    // The group first, while the process itself is there to keep the group's number taken.
+    kill_group(child.id());
     if let Err(error) = child.kill().await {
         tracing::warn!(%error, "could not kill a job's process");
+    }
+}
+
+/// Kills what is left of the group of a process. The group's number is not given to another one as
+/// long as somebody is in it.
+fn kill_group(process: Option<u32>) {
+    let process = process.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    match process.map(|process| kill_process_group(process, Signal::KILL)) {
+        Some(Err(error)) if error != Errno::SRCH => {
+            tracing::warn!(%error, "could not kill what a job's process has started");
+        }
+        _ => {}
     }
 }

@@ -45,6 +45,7 @@ async fn house_within(script: &str, hook_error: Option<&'static str>, limits: Jo
         async move { hook_error.map_or(Ok(()), |error| Err(error.into())) }
     });
     let config = RunnerConfig {
+        private: Default::default(),
         program: "/bin/sh".into(),
         arguments: ["-c", script, "job"].map(OsString::from).into(),
         environment: vec![("KDLORA_TEST".into(), "given".into())],
@@ -78,6 +79,7 @@ impl House {
             spec,
             idempotency_key: None,
             request_digest: String::new(),
+            warnings: Vec::new(),
         };
         let created = self.store.create_job(new).await.unwrap();
         self.runner.wake();
@@ -197,6 +199,34 @@ async fn a_killed_process_is_started_again_and_finds_what_it_left() {
 }
 
 #[tokio::test]
+async fn a_job_waits_while_the_system_has_no_room_for_its_process() {
+    let script = format!("{MAKE_OUTPUT} echo '{{\"event\":\"done\"}}'");
+    let house = house(&script).await;
+    let id = NewJob::id();
+    // Its spec goes to a full disk.
+    let spec = house.store.job_folder(&id).join("spec.json");
+    fs::create_dir_all(spec.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &spec).unwrap();
+    let new = NewJob {
+        id: id.clone(),
+        task: "topic".into(),
+        priority: 0,
+        spec: serde_json::json!({ "task": "topic", "promote": false }),
+        idempotency_key: None,
+        request_digest: String::new(),
+        warnings: Vec::new(),
+    };
+    house.store.create_job(new).await.unwrap();
+    house.runner.wake();
+    let waits = |job: &Job| job.state == JobState::Queued && job.started_at.is_some();
+    let job = house.wait(&id, waits).await;
+    assert_eq!((job.attempts, job.error), (0, None));
+    fs::remove_file(&spec).unwrap();
+    let job = house.end_of(&id).await;
+    assert_eq!((job.state, job.attempts), (JobState::Succeeded, 1));
+}
+
+#[tokio::test]
 async fn output_without_the_last_word_is_not_kept() {
     let house = house(MAKE_OUTPUT).await;
     let job = house.end_of(&house.queue(true).await).await;
@@ -214,7 +244,7 @@ async fn a_pass_without_a_report_fails() {
 
 #[tokio::test]
 async fn cancelling_kills_the_process_and_spares_the_queue() {
-    let script = r#"echo '{"event":"stage","stage":"data"}'; echo $$ >&2; exec sleep 600"#;
+    let script = r#"echo $$ >&2; echo '{"event":"stage","stage":"data"}'; exec sleep 600"#;
     let house = house(script).await;
     let (first, second) = (house.queue(true).await, house.queue(true).await);
     house.wait(&first, |job| job.stage.is_some()).await;
@@ -393,4 +423,82 @@ async fn jobs_run_one_at_a_time_by_priority_and_then_by_age() {
     for pair in order.windows(2) {
         assert!(pair[0].1 <= pair[1].0, "{order:?}");
     }
+}
+
+#[tokio::test]
+async fn what_a_process_has_started_ends_with_it() {
+    let start = r#"sleep 600 & echo $! >&2; echo '{"event":"stage","stage":"data"}';"#;
+    // Cancelled, crashed, killed from outside, failed.
+    for (end, is_cancelled) in [
+        ("wait", true),
+        ("exit 1", false),
+        ("kill -9 $$", false),
+        (r#"echo '{"event":"failed","error":"no"}'; exit 1"#, false),
+    ] {
+        // The child must not hold the pipe of events.
+        let script = format!("{} {end}", start.replace("600 &", "600 >&- &"));
+        let house = house(&script).await;
+        let id = house.queue(true).await;
+        if is_cancelled {
+            house.wait(&id, |job| job.stage.is_some()).await;
+            house.runner.cancel(&id).await.unwrap();
+        } else {
+            house.end_of(&id).await;
+        }
+        house.runner.shutdown().await;
+        let log = house.store.job_log(&id, 1_000).await.unwrap();
+        let children: Vec<_> = log.split_whitespace().collect();
+        assert!(!children.is_empty());
+        for child in children {
+            // A process that has ended is a zombie until somebody has waited for it.
+            let stat = || fs::read_to_string(format!("/proc/{child}/stat"));
+            let has_ended = || stat().map_or(true, |stat| stat.contains(") Z "));
+            let ended = async {
+                while !has_ended() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let ended = tokio::time::timeout(PATIENCE, ended).await;
+            assert!(ended.is_ok(), "{end}: process {child} goes on");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_is_running_without_a_process_can_be_cancelled() {
+    let house = house("exec sleep 600").await;
+    let busy = house.queue(false).await;
+    house
+        .wait(&busy, |job| job.state == JobState::Running)
+        .await;
+    let id = house.queue(false).await;
+    // As after an end that could not be recorded.
+    house.store.start_next_job().await.unwrap();
+    let folder = house.store.job_folder(&id);
+    fs::create_dir_all(folder.join("data")).unwrap();
+    let job = house.runner.cancel(&id).await.unwrap();
+    assert_eq!(job.state, JobState::Cancelled);
+    assert_eq!(house.files_of(&id), [""; 0]);
+    house.runner.cancel(&busy).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cancelled_job_stays_cancelled_whenever_its_process_is_killed() {
+    // Killed at once, again and again, while it is cancelled at any moment.
+    let house = house("kill -9 $$").await;
+    let mut cancelled = 0;
+    for round in 0..30 {
+        let id = house.queue(false).await;
+        tokio::time::sleep(Duration::from_millis(round % 15)).await;
+        match house.runner.cancel(&id).await {
+            Ok(job) => {
+                assert_eq!(job.state, JobState::Cancelled);
+                cancelled += 1;
+            }
+            Err(StoreError::JobOver { state, .. }) => assert_eq!(state, JobState::Failed),
+            Err(error) => panic!("{error}"),
+        }
+        assert!(house.store.job(&id).await.unwrap().state.is_over());
+    }
+    assert!(cancelled > 0);
 }

@@ -1,6 +1,6 @@
 //! What one distillation pass is asked to do: the body of `POST /admin/distill`.
 
-mod address;
+pub(crate) mod address;
 mod training;
 mod validate;
 
@@ -95,11 +95,12 @@ pub struct DataSpec {
     /// Cut from the training rows, stratified, when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub test: Option<SplitSpec>,
-    /// What the labels mean. Needed only where they leave it open: whole numbers 0, 1, 2 … without
-    /// a trained teacher may be classes or targets of a regression.
+    /// What the labels mean. Needed only where they leave it open: whole numbers without a trained
+    /// teacher may be classes or targets of a regression.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem_type: Option<ProblemType>,
-    /// Names of the classes in the order of the logits. Whole-number labels count from 0 in it.
+    /// Names of the classes in the order of the logits. Whole-number labels count from 0 in it,
+    /// unless all of them are among the names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
     /// Names of the columns or JSON fields of the rows, where they are others than `text`,
@@ -232,8 +233,8 @@ pub struct TeacherSpec {
     pub finetune: Option<FinetuneSpec>,
 }
 
-/// An endpoint that classifies texts. Where the variable `KDLORA_TEACHER_TOKEN` is set, its value is
-/// sent along as a bearer token.
+/// An endpoint that classifies texts. The value of the variable `KDLORA_TEACHER_TOKEN` is sent along
+/// as a bearer token if `--teacher-origin` names the endpoint's origin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HttpTeacherSpec {

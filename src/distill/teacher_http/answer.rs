@@ -43,6 +43,14 @@ pub(super) fn parse(answer: &[u8], inputs: usize) -> Result<Vec<Vec<ScoredLabel>
     Ok(rows)
 }
 
+/// Says that an endpoint gives the score of its best label alone, and what to do about it.
+pub(super) fn only_label(label: &str) -> String {
+    format!(
+        "the endpoint gives the score of one label only ({label:?}), and the task has several; it \
+         must give the scores of all labels: a pipeline of transformers does so with `top_k=None`"
+    )
+}
+
 /// The task's labels in their order, and what the endpoint calls them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Names {
@@ -70,6 +78,9 @@ impl Names {
         }
         if theirs.is_empty() || theirs.len() > MAX_LABELS {
             return Err(format!("there are {} of them", theirs.len()));
+        }
+        if let ([only], Some(2..)) = (theirs.as_slice(), known.as_ref().map(Vec::len)) {
+            return Err(only_label(only));
         }
         check_map(&spec.labels, &theirs)?;
         let numbered = by_number(&theirs);
@@ -194,9 +205,12 @@ impl Reading<'_> {
                 Some(scored) if scored.score.is_finite() => scores.push(scored.score),
                 Some(_) => return Err(format!("the score of {name:?} is not a finite number")),
                 None => {
-                    return Err(format!(
-                        "it lacks the label {name:?}; an endpoint must give the scores of all"
-                    ));
+                    return Err(match row {
+                        [only] => only_label(&only.label),
+                        _ => format!(
+                            "it lacks the label {name:?}; an endpoint must give the scores of all"
+                        ),
+                    });
                 }
             }
         }

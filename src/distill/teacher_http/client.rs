@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use ureq::Agent;
+use ureq::unversioned::resolver::{DefaultResolver, Resolver};
+use ureq::unversioned::transport::DefaultConnector;
+use ureq::{Agent, RequestBuilder};
 
-use super::HttpTeacherError;
 use super::answer::{ScoredLabel, parse};
+use super::origin::Authorization;
+use super::resolver::{AddressError, CheckedResolver};
+use super::{HttpTeacherError, TeacherToken};
 use crate::distill::dataset::MAX_LABELS;
 use crate::distill::spec::{HttpApi, HttpTeacherSpec};
 use crate::parse;
@@ -28,7 +32,7 @@ pub(super) struct Client {
     agent: Agent,
     url: String,
     api: HttpApi,
-    authorization: Option<String>,
+    authorization: Authorization,
     patience: Duration,
     /// What the endpoint says of its model, where it does.
     model: Option<Value>,
@@ -53,20 +57,37 @@ enum Outcome {
 }
 
 impl Client {
-    pub(super) fn new(spec: &HttpTeacherSpec, token: Option<String>) -> Self {
-        let agent = Agent::config_builder()
+    pub(super) fn new(spec: &HttpTeacherSpec, token: Option<&TeacherToken>) -> Self {
+        Self::with_resolver(spec, token, DefaultResolver::default())
+    }
+
+    pub(super) fn with_resolver(
+        spec: &HttpTeacherSpec,
+        token: Option<&TeacherToken>,
+        resolver: impl Resolver,
+    ) -> Self {
+        let authorization = match token {
+            Some(token) => token.for_address(&spec.url),
+            None => Authorization::None,
+        };
+        let config = Agent::config_builder()
             .timeout_global(Some(Duration::from_secs(spec.timeout_seconds)))
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("kdlora/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .new_agent();
+            .proxy(None)
+            .build();
+        let resolver = CheckedResolver {
+            inner: resolver,
+            is_local: matches!(authorization, Authorization::Sent { is_local: true, .. }),
+        };
+        let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
         let mut client = Self {
             agent,
             url: spec.url.clone(),
             api: spec.api,
-            authorization: token.map(|token| format!("Bearer {token}")),
+            authorization,
             patience: Duration::from_secs(spec.patience_seconds),
             model: None,
         };
@@ -90,11 +111,8 @@ impl Client {
             return None;
         }
         let base = self.url.strip_suffix("/predict")?;
-        let mut request = self.agent.get(format!("{base}/info"));
-        if let Some(authorization) = &self.authorization {
-            request = request.header("authorization", authorization);
-        }
-        let mut answer = request.call().ok()?;
+        let request = self.agent.get(format!("{base}/info"));
+        let mut answer = self.authorized(request).call().ok()?;
         let limited = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES);
         let info: Info = parse::json(&limited.read_to_vec().ok()?).ok()?;
         Some(json!([info.model_id, info.model_sha]))
@@ -151,20 +169,23 @@ impl Client {
     }
 
     fn try_once(&self, body: &str) -> Outcome {
-        let mut request = self
+        let request = self
             .agent
             .post(&self.url)
             .header("content-type", "application/json")
             .header("accept", "application/json");
-        if let Some(authorization) = &self.authorization {
-            request = request.header("authorization", authorization);
-        }
         let later = |error: ureq::Error| Outcome::Later {
             reason: reason_of(&error),
             wait: None,
         };
-        let mut response = match request.send(body) {
+        let mut response = match self.authorized(request).send(body) {
             Ok(response) => response,
+            Err(ureq::Error::Other(error)) if error.is::<AddressError>() => {
+                return Outcome::Refused(HttpTeacherError::Address {
+                    url: self.url.clone(),
+                    reason: error.to_string(),
+                });
+            }
             Err(error) => return later(error),
         };
         let status = response.status().as_u16();
@@ -187,11 +208,22 @@ impl Client {
                 reason: format!("it answers with status {status}"),
                 wait,
             },
+            401 | 403 if self.authorization == Authorization::Withheld => {
+                let url = self.url.clone();
+                Outcome::Refused(HttpTeacherError::TokenWithheld { url, status })
+            }
             _ => Outcome::Refused(HttpTeacherError::Refused {
                 url: self.url.clone(),
                 status,
                 message: message_of(&answer),
             }),
+        }
+    }
+
+    fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.authorization {
+            Authorization::Sent { bearer, .. } => request.header("authorization", bearer),
+            Authorization::None | Authorization::Withheld => request,
         }
     }
 

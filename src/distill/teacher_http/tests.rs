@@ -1,10 +1,15 @@
 //! A teacher over HTTP, played by a mock.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::NextTimeout;
 use wiremock::matchers::{body_partial_json, header, method, path};
 use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate};
 
@@ -214,7 +219,9 @@ async fn hugging_face(answer: fn(&str) -> Value) -> MockServer {
 }
 
 fn connect(spec: &HttpTeacherSpec, data: &DataSpec) -> Result<HttpTeacher, HttpTeacherError> {
-    HttpTeacher::connect(spec, data, Some("t0ken".into()))
+    let origin = spec.url.rsplit_once('/').unwrap().0.parse().unwrap();
+    let token = TeacherToken::new("t0ken".into(), vec![origin]);
+    HttpTeacher::connect(spec, data, Some(&token))
 }
 
 #[tokio::test]
@@ -267,6 +274,109 @@ async fn labels_without_names_are_matched_by_number_and_others_must_fit() {
     assert!(error.to_string().contains("which is which"), "{error}");
 }
 
+#[tokio::test]
+async fn an_endpoint_that_gives_its_best_label_only_is_told_to_give_all() {
+    let best = hugging_face(|_| json!([{"label": "good", "score": 0.9}])).await;
+    for labels in [json!({}), json!({"good": "good"})] {
+        let of_best = spec(&best, json!({"api": "hugging_face", "labels": labels}));
+        let error = blocking(move || connect(&of_best, &data())).await;
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("one label only (\"good\")") && error.contains("top_k=None"),
+            "{error}"
+        );
+        assert!(!error.contains("which is which"), "{error}");
+    }
+    // Without names it may be a regression: that shows when the rows are read.
+    let of_best = spec(&best, json!({"api": "hugging_face"}));
+    let bare = DataSpec::of(SplitSpec::Rows(Vec::new()));
+    let teacher = blocking(move || connect(&of_best, &bare)).await.unwrap();
+    let error = teacher.only_label().unwrap().to_string();
+    assert!(error.contains("one label only"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_is_not_sent_to_another_origin() {
+    let server = MockServer::start().await;
+    let sends_token = |request: &Request| request.headers.contains_key("authorization");
+    Mock::given(sends_token)
+        .respond_with(ResponseTemplate::new(500))
+        .expect(0)
+        .mount(&server)
+        .await;
+    Mock::given(method("POST"))
+        .respond_with(ResponseTemplate::new(401))
+        .mount(&server)
+        .await;
+    let spec = spec(&server, json!({}));
+    let origins = vec!["http://localhost:1".parse().unwrap()];
+    let token = TeacherToken::new("t0ken".into(), origins);
+    let connect = move || HttpTeacher::connect(&spec, &data(), Some(&token));
+    let error = blocking(connect).await.unwrap_err().to_string();
+    assert!(error.contains("--teacher-origin"), "{error}");
+}
+
+/// A resolver of names that somebody else has set.
+#[derive(Debug)]
+struct Hosts(Vec<SocketAddr>);
+
+impl Resolver for Hosts {
+    fn resolve(
+        &self,
+        _: &Uri,
+        _: &Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let mut addresses = self.empty();
+        self.0.iter().for_each(|address| addresses.push(*address));
+        Ok(addresses)
+    }
+}
+
+#[tokio::test]
+async fn names_are_checked_by_what_they_stand_for() {
+    let (server, requests) = tei(0).await;
+    let port = server.address().port();
+    let ask = |url: String, addresses: &[IpAddr], token: Option<TeacherToken>| {
+        let spec = json!({"url": url, "patience_seconds": 5});
+        let spec: HttpTeacherSpec = serde_json::from_value(spec).unwrap();
+        let addresses = addresses.iter().map(|ip| SocketAddr::new(*ip, port));
+        let hosts = Hosts(addresses.collect());
+        blocking(move || {
+            let client = Client::with_resolver(&spec, token.as_ref(), hosts);
+            client.ask(&[&inputs(1)[0]])
+        })
+    };
+    let url = || format!("http://teacher.example:{port}/predict");
+    let local: IpAddr = "127.0.0.1".parse().unwrap();
+    ask(url(), &[local], None).await.unwrap();
+    let before = requests.load(Ordering::SeqCst);
+    for forbidden in [
+        "169.254.169.254",
+        "0.0.0.0",
+        "::ffff:169.254.1.1",
+        "fe80::1",
+    ] {
+        let addresses = [local, forbidden.parse().unwrap()];
+        let error = ask(url(), &addresses, None).await.unwrap_err();
+        assert!(
+            matches!(error, HttpTeacherError::Address { .. }),
+            "{forbidden}: {error}"
+        );
+    }
+    // A token in the clear stays on this machine, whatever `localhost` stands for.
+    let url = format!("http://localhost:{port}/predict");
+    let origins = vec![url.rsplit_once('/').unwrap().0.parse().unwrap()];
+    let token = TeacherToken::new("t0ken".into(), origins);
+    let elsewhere = ["10.1.2.3".parse().unwrap()];
+    let error = ask(url, &elsewhere, Some(token)).await.unwrap_err();
+    assert!(
+        error.to_string().contains("not an address of this machine"),
+        "{error}"
+    );
+    assert_eq!(requests.load(Ordering::SeqCst), before);
+}
+
 #[test]
 fn answers_that_cannot_be_meant_are_refused_with_a_way_out() {
     let scored = |label: &str, score: f64| answer::ScoredLabel {
@@ -292,7 +402,11 @@ fn answers_that_cannot_be_meant_are_refused_with_a_way_out() {
             vec![scored("bad", 0.1), scored("good", 0.1)],
             "sum to 0.200",
         ),
-        (vec![scored("bad", 1.0)], "lacks the label \"good\""),
+        (vec![scored("bad", 1.0)], "the scores of all labels"),
+        (
+            vec![scored("bad", 0.5), scored("fair", 0.5)],
+            "lacks the label \"good\"",
+        ),
     ] {
         let error = reading.logits(&[row]).unwrap_err();
         assert!(error.contains(part), "{error}");

@@ -213,9 +213,7 @@ impl Checkpoint {
 fn read(path: &Path) -> io::Result<Stored> {
     let file = StoredTensors::of_file(path.to_owned()).map_err(io::Error::other)?;
     let position = file
-        .metadata()
-        .metadata()
-        .as_ref()
+        .header()
         .and_then(|entries| entries.get(POSITION))
         .ok_or_else(|| io::Error::other("it does not say where the training was"))?;
     let mut stored = Stored {
@@ -225,7 +223,7 @@ fn read(path: &Path) -> io::Result<Stored> {
         second: BTreeMap::new(),
         best: BTreeMap::new(),
     };
-    for name in file.metadata().tensors().keys() {
+    for name in file.names() {
         let kind = Kind::ALL
             .into_iter()
             .find(|kind| name.starts_with(kind.prefix()));

@@ -419,6 +419,7 @@ fn task() -> TaskConfig {
         truncation: crate::text::Truncation::LongestFirst,
         temperature: 1.0,
         base_model: Some("tiny".into()),
+        base_digest: None,
     }
 }
 

@@ -302,10 +302,8 @@ impl Trainee {
         let mut tensors = tensors.clone();
         tensors.remove(PROJECTION);
         let (modules, head) = adapted(encoder, linears, config, tensors)?;
-        let config = AdapterConfig {
-            base_model_name_or_path: task.base_model.clone(),
-            ..config.clone()
-        };
+        let mut config = config.clone();
+        config.base_model_name_or_path.clone_from(&task.base_model);
         AdapterFolder::from_weights(encoder, config, task, &modules, &head).map(Some)
     }
 

@@ -15,7 +15,8 @@ use super::archive;
 use super::upload::{is_form, receive_form};
 use super::work_folder::WorkFolder;
 use super::{Admin, to_the_end};
-use crate::adapter::AdapterFolder;
+use crate::adapter::{AdapterError, AdapterFolder, EncoderIdentity, read_report};
+use crate::distill::dataset::{MAX_LABEL_BYTES, MAX_LABELS};
 use crate::http::auth::Actor;
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::Json;
@@ -108,7 +109,7 @@ pub(super) async fn import(
     actor: Actor,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let folder = WorkFolder::new(admin.store.job_folder(&NewJob::id()));
+    let folder = WorkFolder::new(&admin.store, &NewJob::id())?;
     let (new, source) = match is_form(&request) {
         true => receive(request, &folder.data(), admin.max_upload).await?,
         false => {
@@ -139,7 +140,7 @@ async fn receive(
         .await
         .map_err(|error| Problem::InvalidBody.with(error.body_text()))?;
     let (spec, files) = receive_form(form, folder, &PARTS, own_name).await?;
-    let new: NewAdapter = parse::value(spec)
+    let new: NewAdapter = parse::json(spec.get().as_bytes())
         .map_err(|error| Problem::InvalidBody.with(format!("the part `spec`: {error}")))?;
     if new.path.is_some() {
         return Err(Problem::InvalidBody.with("a form brings the files; leave out `path`"));
@@ -173,11 +174,15 @@ impl Admin {
         folder: WorkFolder,
         actor: Actor,
     ) -> Result<Version, ApiError> {
+        let turn = self.turn().await?;
         let check = Arc::clone(&self.check_adapter);
+        let student = Arc::clone(&self.student);
         let repacked = folder.path.join("adapter");
         let place = repacked.clone();
-        let checked = tokio::task::spawn_blocking(move || repack(&source, &place, &check)).await;
+        let repack = move || repack(&source, &place, &student, &check);
+        let checked = tokio::task::spawn_blocking(repack).await;
         checked.map_err(ApiError::internal)??;
+        drop(turn);
         let store = &self.store;
         let version = store
             .add_version(&new.task, &repacked, Origin::Imported)
@@ -194,13 +199,41 @@ impl Admin {
     }
 }
 
-/// Puts the adapter's own files, read and written anew, into `folder`, if it can be used.
-fn repack(source: &Path, folder: &Path, check: &AdapterCheck) -> Result<(), ApiError> {
-    let adapter = AdapterFolder::read(source).map_err(|error| {
+/// Writes the adapter's own files into `folder` anew, if it can be used.
+fn repack(
+    source: &Path,
+    folder: &Path,
+    student: &EncoderIdentity,
+    check: &AdapterCheck,
+) -> Result<(), ApiError> {
+    let unusable = |error: AdapterError| {
         let shown = format!("{}/", source.display());
         let reason = chain(&error).replace(&shown, "");
         Problem::Unusable.with(format!("the adapter can't be used: {reason}"))
-    })?;
-    adapter.repack(source, folder).map_err(ApiError::internal)?;
+    };
+    let mut adapter = AdapterFolder::read(source).map_err(unusable)?;
+    check_labels(&adapter.task.labels)?;
+    adapter.task.base_digest = student.admit(source).map_err(unusable)?.digest;
+    let report = read_report(source).map_err(unusable)?;
+    adapter
+        .repack(report.as_ref(), folder)
+        .map_err(ApiError::internal)?;
     check(folder).map_err(|error| Problem::Unusable.with(chain(&error)))
+}
+
+/// Holds an adapter to the limits of a distillation: every answer names the labels.
+fn check_labels(labels: &[String]) -> Result<(), ApiError> {
+    if labels.len() > MAX_LABELS {
+        return Err(Problem::Unusable.with(format!(
+            "config.json names {} labels; a task may have {MAX_LABELS}",
+            labels.len()
+        )));
+    }
+    match labels.iter().find(|label| label.len() > MAX_LABEL_BYTES) {
+        None => Ok(()),
+        Some(label) => Err(Problem::Unusable.with(format!(
+            "config.json has a label of {} bytes; a label may have {MAX_LABEL_BYTES}",
+            label.len()
+        ))),
+    }
 }

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::adapter::{AdapterFolder, ProblemType, TaskConfig};
+use crate::adapter::{AdapterFolder, EncoderIdentity, KnownEncoders, ProblemType, TaskConfig};
 use crate::distill::dataset::{Dataset, KnownTask, Teacher, is_parquet};
 use crate::distill::spec::{DistillSpec, SplitSpec, TeacherSpec};
-use crate::encoder::EncoderConfig;
+use crate::encoder::{EncoderConfig, EncoderId, cached_encoder_digest};
+use crate::files::{self, MAX_JSON_BYTES};
 use crate::http::error::{ApiError, Problem};
+use crate::hub;
 use crate::parse;
 use crate::telemetry::chain;
 
@@ -17,21 +19,31 @@ use crate::telemetry::chain;
 const MAX_CHECKED_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Checks teacher and data of a spec whose paths have been resolved. `folder` is the job's; its
-/// path is left out of messages.
-pub(super) fn check(spec: &DistillSpec, folder: &Path) -> Result<(), ApiError> {
+/// path is left out of messages. `cache` holds fetched encoders. Returns what may spoil the result,
+/// as far as the data are read here.
+pub(super) fn check(
+    spec: &DistillSpec,
+    folder: &Path,
+    known: &KnownEncoders,
+    cache: &Path,
+) -> Result<Vec<String>, ApiError> {
     let known = match &spec.teacher {
         Some(TeacherSpec { http: Some(_), .. }) => task_of_request(spec),
-        Some(teacher) => known_task(teacher)?,
+        Some(teacher) => {
+            let task = known_task(teacher)?;
+            check_base(teacher, known, cache)?;
+            task
+        }
         None => None,
     };
     if bytes_in_files(spec) > MAX_CHECKED_BYTES || has_parquet(spec) {
-        return Ok(());
+        return Ok(Vec::new());
     }
     if let Some(TeacherSpec { http: Some(_), .. }) = &spec.teacher
         && known.is_none()
     {
         // Only the endpoint knows its labels, and it is the job that asks it.
-        return Ok(());
+        return Ok(Vec::new());
     }
     let teacher = match (&spec.teacher, &known) {
         (None, _) => Teacher::None,
@@ -39,7 +51,7 @@ pub(super) fn check(spec: &DistillSpec, folder: &Path) -> Result<(), ApiError> {
         (Some(_), Some(known)) => Teacher::Trained(known),
     };
     match Dataset::load(&spec.data, spec.training.seed, teacher) {
-        Ok(_) => Ok(()),
+        Ok(data) => Ok(data.checks.warnings),
         Err(error) => {
             let folder = format!("{}/", folder.display());
             Err(Problem::Unusable.with(chain(&error).replace(&folder, "")))
@@ -86,6 +98,37 @@ fn known_task(teacher: &TeacherSpec) -> Result<Option<KnownTask>, ApiError> {
     Ok(Some(KnownTask::of(&task)))
 }
 
+/// Refuses a teacher's adapter that was trained on another encoder than the teacher's, as far as
+/// that can be said: an encoder that is yet to be fetched is known by its name only.
+fn check_base(teacher: &TeacherSpec, known: &KnownEncoders, cache: &Path) -> Result<(), ApiError> {
+    let Some(adapter) = &teacher.adapter else {
+        return Ok(());
+    };
+    let digest = match known.digest_of(&teacher.model) {
+        Some(digest) => Some(digest.to_owned()),
+        None => hub::resolve(&teacher.model, cache)
+            .ok()
+            .and_then(|folder| cached_encoder_digest(&folder, cache).ok()),
+    };
+    let Some(digest) = digest else {
+        return Ok(());
+    };
+    let encoder = EncoderIdentity {
+        id: EncoderId {
+            name: teacher.model.clone(),
+            digest,
+        },
+        known: known.clone(),
+    };
+    match encoder.admit(Path::new(adapter)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Problem::Unusable.with(format!(
+            "the teacher's adapter can't be used: {}",
+            chain(&error)
+        ))),
+    }
+}
+
 /// Whether a folder in the Hugging Face layout has a classification head.
 fn is_classifier(model: &str) -> bool {
     #[derive(Deserialize)]
@@ -93,7 +136,7 @@ fn is_classifier(model: &str) -> bool {
         #[serde(default)]
         architectures: Vec<String>,
     }
-    let config = std::fs::read(Path::new(model).join("config.json")).ok();
+    let config = files::read(&Path::new(model).join("config.json"), MAX_JSON_BYTES).ok();
     let config = config.and_then(|config| parse::json::<Config>(&config).ok());
     config.is_some_and(|config| {
         let names = config.architectures.iter();

@@ -1,8 +1,6 @@
 //! Takes a request for a distillation pass.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -13,7 +11,7 @@ use utoipa::ToSchema;
 use super::upload::{self, Upload};
 use super::work_folder::WorkFolder;
 use super::{Admin, checks, to_the_end};
-use crate::distill::spec::{DistillSpec, SplitSpec};
+use crate::distill::spec::DistillSpec;
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::Json;
 use crate::parse;
@@ -71,15 +69,20 @@ pub(super) async fn distill(
 ) -> Result<Response, ApiError> {
     let key = idempotency_key(&headers)?;
     let id = NewJob::id();
-    let folder = WorkFolder::new(admin.store.job_folder(&id));
+    let folder = WorkFolder::new(&admin.store, &id)?;
     let upload = upload::receive(request, &folder.data()).await?;
+    let turn = admin.turn().await?;
     if let Some(key) = &key
         && let Some(job) = admin.store.repeated_job(key, &upload.digest).await?
     {
         return Ok(accepted(job));
     }
-    let job = to_the_end(async move { admin.queue(id, key, upload, folder).await }).await?;
-    Ok(accepted(job))
+    let job = to_the_end(async move {
+        let job = admin.queue(id, key, upload, folder).await;
+        drop(turn);
+        job
+    });
+    Ok(accepted(job.await?))
 }
 
 impl Admin {
@@ -93,16 +96,16 @@ impl Admin {
     ) -> Result<Job, ApiError> {
         let request_digest = upload.digest.clone();
         let places = self.places.clone();
-        let _turn = self.checks.acquire().await.map_err(ApiError::internal)?;
+        let (student, cache) = (Arc::clone(&self.student), self.cache.clone());
         let prepare = move || {
             let mut spec = parse(upload.spec)?;
             places.resolve(&mut spec, &upload.splits)?;
-            checks::check(&spec, &folder.data())?;
-            folder.write_rows(&mut spec).map_err(ApiError::internal)?;
-            Ok::<_, ApiError>((spec, folder))
+            let warnings = checks::check(&spec, &folder.data(), &student.known, &cache)?;
+            folder.sync().map_err(ApiError::internal)?;
+            Ok::<_, ApiError>((spec, warnings, folder))
         };
         let prepared = tokio::task::spawn_blocking(prepare).await;
-        let (spec, mut folder) = prepared.map_err(ApiError::internal)??;
+        let (spec, warnings, mut folder) = prepared.map_err(ApiError::internal)??;
         let new = NewJob {
             id,
             task: spec.task.clone(),
@@ -110,6 +113,7 @@ impl Admin {
             spec: serde_json::to_value(&spec).map_err(ApiError::internal)?,
             idempotency_key,
             request_digest,
+            warnings,
         };
         match self.store.create_job(new).await? {
             Created::New(job) => {
@@ -145,37 +149,4 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
             "the Idempotency-Key must be 1 to {MAX_KEY} visible ASCII characters"
         ))),
     }
-}
-
-impl WorkFolder {
-    /// Moves rows out of the spec into files: the database and the process's spec stay small.
-    fn write_rows(&self, spec: &mut DistillSpec) -> io::Result<()> {
-        let data = &mut spec.data;
-        let splits = [
-            ("train", Some(&mut data.train)),
-            ("validation", data.validation.as_mut()),
-            ("test", data.test.as_mut()),
-        ];
-        std::fs::create_dir_all(self.data())?;
-        for (name, split) in splits {
-            let Some(split) = split else { continue };
-            if let SplitSpec::Rows(rows) = split {
-                let path = self.data().join(format!("{name}.jsonl"));
-                write_lines(&path, rows)?;
-                *split = SplitSpec::Path(path);
-            }
-        }
-        for folder in [&self.data(), &self.path] {
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(())
-    }
-}
-
-fn write_lines(path: &Path, rows: &[Value]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    for row in rows {
-        writeln!(file, "{row}")?;
-    }
-    file.into_inner()?.sync_all()
 }

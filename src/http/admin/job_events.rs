@@ -1,6 +1,8 @@
 //! A job's life as server-sent events, and what its process has logged.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -8,7 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::IntoParams;
 
 use super::Admin;
@@ -17,18 +19,22 @@ use crate::http::extract::{Path, Query};
 use crate::store::{Job, JobState};
 use crate::telemetry::chain;
 
+/// When a client that found no place for a stream of events may try again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
 /// Of a log, where the request does not say.
 const DEFAULT_LOG_BYTES: u64 = 64 * 1024;
 const MAX_LOG_BYTES: u64 = 4 * 1024 * 1024;
 
-problem_set!(EventErrors: Unauthorized, Forbidden, UnknownJob, Internal);
+problem_set!(EventErrors: Unauthorized, Forbidden, UnknownJob, Unavailable, Internal);
 problem_set!(LogErrors: InvalidParameter, Unauthorized, Forbidden, UnknownJob, Internal);
 
 /// A job's state, stage, progress and loss as they change.
 ///
 /// Server-sent events of the kind `job`: the first tells the present state, each following one
 /// what it has become, at most about two a second; `data` is what `GET /admin/jobs/{id}` answers.
-/// After the event of a job that has ended the stream ends. A client that
+/// After the event of a job that has ended the stream ends. As many clients may follow jobs as a
+/// quarter of --max-connections, at most 64; others get 503 and can ask for the job. A client that
 /// connects anew gets the present state at once; one whose `Last-Event-ID` says that it knows of
 /// the end gets 204, upon which an `EventSource` stays away.
 #[utoipa::path(
@@ -55,7 +61,14 @@ pub(super) async fn events(
     if job.state.is_over() && known == Some(job.state.as_str().as_bytes()) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
+    let place = Arc::clone(&admin.event_streams).try_acquire_owned();
+    let place = place.map_err(|_| {
+        Problem::Unavailable
+            .with("too many clients follow jobs; ask for GET /admin/jobs/{id} now and then instead")
+            .retry_after(RETRY_AFTER)
+    })?;
     let watch = Watch {
+        _place: place,
         admin,
         id,
         changes,
@@ -75,6 +88,7 @@ const BUFFERING: (header::HeaderName, &str) =
 
 /// One client that follows a job.
 struct Watch {
+    _place: OwnedSemaphorePermit,
     admin: Admin,
     id: String,
     changes: watch::Receiver<()>,

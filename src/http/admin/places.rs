@@ -113,12 +113,19 @@ impl Places {
         let path = match self.below_root(field, Path::new(name)) {
             Ok(path) => path,
             Err(error) => {
-                if let Some((base, layers)) = name.rsplit_once('@')
-                    && let Ok(base) = self.encoder(field, base)
-                {
-                    let name = format!("{base}@{layers}");
-                    hub::check(&name).map_err(unusable)?;
-                    return Ok(name);
+                if let Some((base, layers)) = name.rsplit_once('@') {
+                    match self.encoder(field, base) {
+                        Ok(base) => {
+                            let name = format!("{base}@{layers}");
+                            hub::check(&name).map_err(unusable)?;
+                            return Ok(name);
+                        }
+                        // The folder is there, and cannot be used.
+                        Err(error) if self.below_root(field, Path::new(base)).is_ok() => {
+                            return Err(error);
+                        }
+                        Err(_) => {}
+                    }
                 }
                 let names: Vec<_> = hub::entries().iter().map(|entry| &*entry.name).collect();
                 return Err(unknown(field, name, "encoder", &names, &error));

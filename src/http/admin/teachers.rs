@@ -37,6 +37,8 @@ const BUSY: Duration = Duration::from_secs(5);
 pub(super) struct Teachers {
     /// The encoder that serves.
     student: String,
+    /// SHA-256 of what the student computes with.
+    student_digest: String,
     /// The catalog.
     encoders: Vec<KnownEncoder>,
     /// Ready-made teachers, for `teacher.adapter`.
@@ -90,6 +92,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Result<Json<Teachers>, A
         });
         Teachers {
             student: admin.places.student.clone(),
+            student_digest: admin.student.id.digest.clone(),
             encoders: encoders.collect(),
             adapters: adapters.collect(),
         }
@@ -156,6 +159,7 @@ pub(super) async fn ask(
         inputs,
         max_length: training.max_length,
         truncation: training.truncation,
+        encoder_digest: teacher_digest(version.report.as_ref()),
     };
     let answer = match timeout(PATIENCE, admin.teachers.ask(question)).await {
         Ok(answer) => answer.map_err(refusal)?,
@@ -209,6 +213,12 @@ impl Asking {
         })?;
         Ok((teacher, self.training))
     }
+}
+
+/// The digest of the encoder that taught, as a report has it.
+fn teacher_digest(report: Option<&Value>) -> Option<String> {
+    let digest = report?.pointer("/teacher_model/encoder_digest")?;
+    Some(digest.as_str()?.to_owned())
 }
 
 /// As the report names them: `mpnet-base with movie-sentiment`.
@@ -265,11 +275,12 @@ fn refusal(error: AskError) -> ApiError {
         | AskError::Elsewhere
         | AskError::Missing(_)
         | AskError::TooLarge { .. }
+        | AskError::OtherTeacher { .. }
         | AskError::Load(_) => Problem::Unusable.with(chain(&error)),
         AskError::Busy => Problem::QueueFull
             .with("others are asking teachers at the moment; try again in a moment")
             .retry_after(BUSY),
-        AskError::Unreadable(_) | AskError::Compute(_) | AskError::Gone => {
+        AskError::Unreadable(_) | AskError::Compute(_) | AskError::Panicked | AskError::Gone => {
             ApiError::internal(error)
         }
     }

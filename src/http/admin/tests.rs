@@ -16,8 +16,10 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 
 use super::*;
+use crate::adapter::KnownEncoders;
 use crate::distill::ask;
 use crate::distill::runner::{JobLimits, RunnerConfig};
+use crate::encoder::EncoderId;
 use crate::store::Origin;
 use crate::telemetry::Metrics;
 
@@ -37,6 +39,7 @@ async fn house_with(live_hook: LiveHook) -> House {
     fs::create_dir(&data_root).unwrap();
     let store = Store::open(&folder.path().join("state")).await.unwrap();
     let config = RunnerConfig {
+        private: Default::default(),
         program: "/bin/sh".into(),
         arguments: ["-c", "exec sleep 600", "job"].map(OsString::from).into(),
         environment: Vec::new(),
@@ -49,7 +52,13 @@ async fn house_with(live_hook: LiveHook) -> House {
         runner: Runner::start(store.clone(), config),
         live_hook,
         check_adapter: Arc::new(|_: &Path| Ok(())),
-        student: "mpnet-base-l3".to_owned(),
+        student: Arc::new(EncoderIdentity {
+            id: EncoderId {
+                name: "mpnet-base-l3".to_owned(),
+                digest: "of the student".to_owned(),
+            },
+            known: KnownEncoders::default(),
+        }),
         data_root: Some(data_root.canonicalize().unwrap()),
         adapters: None,
         cache: data_root.join("cache"),
@@ -57,10 +66,12 @@ async fn house_with(live_hook: LiveHook) -> House {
             cache: data_root.join("cache"),
             memory: 1 << 20,
             idle: Duration::from_secs(60),
+            known: KnownEncoders::default(),
         })
         .unwrap(),
         limits: Limits::default(),
         max_upload_bytes: 100_000,
+        max_event_streams: 2,
     });
     House {
         folder,
@@ -382,7 +393,7 @@ async fn bad_forms_are_explained_and_leave_nothing_behind() {
         (
             vec![("spec", None, r#"{"task":"a","task":"b"}"#)],
             422,
-            "the part `spec`: duplicate field `task`",
+            "duplicate field `task`",
         ),
         (
             vec![

@@ -5,46 +5,48 @@ use std::path::{Path, PathBuf};
 use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Request};
 use axum::http::{StatusCode, header};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
 
+use super::inline_rows;
 use crate::http::error::{ApiError, Problem};
 use crate::http::extract::{Json, cut_off};
 use crate::parse::{self, ParseError};
 
-/// A JSON body is held in memory, several times its size; larger data come as files.
+/// A JSON body is held in memory; larger data come as files.
 pub(super) const MAX_JSON_BYTES: usize = 32 * 1024 * 1024;
 
 /// Endings of the data files that can be read.
 const ENDINGS: [&str; 6] = ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"];
 
 /// Parts of a form that are data.
-const SPLITS: [&str; 3] = ["train", "validation", "test"];
+pub(super) const SPLITS: [&str; 3] = ["train", "validation", "test"];
 
 /// What a request has brought.
 #[derive(Debug)]
 pub(super) struct Upload {
-    /// The spec as it was sent, with the paths of uploaded files put in.
+    /// The spec as it was sent, with the paths of files in the place of uploads and of rows.
     pub(super) spec: Value,
-    /// Splits whose files were uploaded.
+    /// Splits that were uploaded, as files or as rows.
     pub(super) splits: Vec<&'static str>,
     /// SHA-256 of all that was sent, whatever the names of temporary files.
     pub(super) digest: String,
 }
 
-/// Reads the body of `POST /admin/distill`; files go to `folder`, which is made for them.
+/// Reads the body of `POST /admin/distill`; files and rows go to `folder`, which is made for them.
 pub(super) async fn receive(mut request: Request, folder: &Path) -> Result<Upload, ApiError> {
     if is_form(&request) {
         let form = Multipart::from_request(request, &())
             .await
             .map_err(|error| Problem::InvalidBody.with(error.body_text()))?;
         let (spec, files) = receive_form(form, folder, &SPLITS, ending_of).await?;
-        return assemble(spec, files);
+        return assemble(spec, files, folder).await;
     }
     DefaultBodyLimit::max(MAX_JSON_BYTES).apply(&mut request);
-    let body = Json::<Value>::from_request(request, &()).await;
+    let body = Json::<Box<RawValue>>::from_request(request, &()).await;
     let Json(spec) = body.map_err(|error| match error.problem() {
         Problem::TooLarge => Problem::TooLarge.with(format!(
             "a JSON body may have {} MiB; upload larger data as files (multipart/form-data), or \
@@ -57,13 +59,7 @@ pub(super) async fn receive(mut request: Request, folder: &Path) -> Result<Uploa
         ),
         _ => error,
     })?;
-    let mut digest = Sha256::new();
-    digest.update(spec.to_string());
-    Ok(Upload {
-        spec,
-        splits: Vec::new(),
-        digest: format!("{:x}", digest.finalize()),
-    })
+    assemble(spec, Vec::new(), folder).await
 }
 
 pub(super) fn is_form(request: &Request) -> bool {
@@ -72,11 +68,12 @@ pub(super) fn is_form(request: &Request) -> bool {
         .is_some_and(|kind| kind.to_ascii_lowercase().starts_with("multipart/form-data"))
 }
 
+#[derive(Debug)]
 pub(super) struct ReceivedFile {
     /// Of the part.
     pub(super) name: &'static str,
-    path: PathBuf,
-    digest: String,
+    pub(super) path: PathBuf,
+    pub(super) digest: String,
 }
 
 /// Reads a form of a part `spec` and the files `names`, which go to `folder`, each under the name
@@ -86,7 +83,7 @@ pub(super) async fn receive_form(
     folder: &Path,
     names: &[&'static str],
     file_name: impl Fn(&Field<'_>, &str) -> Result<String, ApiError>,
-) -> Result<(Value, Vec<ReceivedFile>), ApiError> {
+) -> Result<(Box<RawValue>, Vec<ReceivedFile>), ApiError> {
     let mut spec = None;
     let mut files: Vec<ReceivedFile> = Vec::new();
     while let Some(field) = form.next_field().await.map_err(form_error)? {
@@ -116,7 +113,7 @@ pub(super) async fn receive_form(
     Ok((spec, files))
 }
 
-async fn receive_spec(mut field: Field<'_>) -> Result<Value, ApiError> {
+async fn receive_spec(mut field: Field<'_>) -> Result<Box<RawValue>, ApiError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = field.chunk().await.map_err(form_error)? {
         bytes.extend_from_slice(&chunk);
@@ -174,20 +171,35 @@ fn ending_of(field: &Field<'_>, split: &str) -> Result<String, ApiError> {
         })
 }
 
-/// Puts the files' paths into the spec.
-fn assemble(mut spec: Value, files: Vec<ReceivedFile>) -> Result<Upload, ApiError> {
+/// Writes the rows of the spec to files in `folder`, and puts the paths of all files into it.
+async fn assemble(
+    spec: Box<RawValue>,
+    mut files: Vec<ReceivedFile>,
+    folder: &Path,
+) -> Result<Upload, ApiError> {
+    let folder = folder.to_owned();
+    let taken = tokio::task::spawn_blocking(move || inline_rows::take(&spec, &folder)).await;
+    let (mut spec, rows) = taken.map_err(ApiError::internal)??;
+    files.extend(rows);
     let mut digest = Sha256::new();
     digest.update(spec.to_string());
     for file in &files {
         digest.update(format!("\n{} {}", file.name, file.digest));
     }
+    if files.is_empty() {
+        return Ok(Upload {
+            splits: Vec::new(),
+            digest: format!("{:x}", digest.finalize()),
+            spec,
+        });
+    }
     let fields = spec
         .as_object_mut()
-        .ok_or_else(|| invalid("the part `spec` must be a JSON object"))?;
+        .ok_or_else(|| invalid("the request must be a JSON object"))?;
     let data = fields.entry("data").or_insert_with(|| json!({}));
     let data = data
         .as_object_mut()
-        .ok_or_else(|| invalid("`data` in the part `spec` must be a JSON object"))?;
+        .ok_or_else(|| invalid("`data` must be a JSON object"))?;
     for file in &files {
         let path = json!({ "path": file.path });
         if data.insert(file.name.to_owned(), path).is_some() {
@@ -216,6 +228,6 @@ fn form_error(error: MultipartError) -> ApiError {
     })
 }
 
-fn invalid(detail: impl Into<String>) -> ApiError {
+pub(super) fn invalid(detail: impl Into<String>) -> ApiError {
     Problem::InvalidBody.with(detail)
 }

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{Admin, to_the_end};
-use crate::adapter::Mode;
+use crate::adapter::{Fit, Mode};
 use crate::http::auth::Actor;
 use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::{Json, Path, Query};
 use crate::store::{Change, Version};
+use crate::telemetry::chain;
 
 /// Longest reason that is kept, in characters.
 const MAX_REASON: usize = 1_000;
@@ -90,6 +91,7 @@ pub(super) async fn promote(
     let reason = reason(promotion.reason, "promoted by hand", Problem::InvalidBody)?;
     to_the_end(async move {
         let version = promotion.version;
+        admin.check_student(&task, version).await?;
         let live = admin
             .store
             .promote(&task, version, actor.name(), &reason)
@@ -190,8 +192,9 @@ pub(super) async fn set_mode(
         if let Err(error) = admin.live_hook.refresh(&task).await {
             admin.store.set_mode(&task, before).await?;
             return Err(Problem::Unusable.with(format!(
-                "task '{task}' can't be served {}, so nothing has changed: {error}",
-                mode.name()
+                "task '{task}' can't be served {}, so nothing has changed: {}",
+                mode.name(),
+                chain(&*error)
             )));
         }
         Ok(Json(TaskMode { task, mode }))
@@ -200,13 +203,26 @@ pub(super) async fn set_mode(
 }
 
 impl Admin {
+    /// Refuses a version of another student before anything is changed for it.
+    async fn check_student(&self, task: &str, version: u64) -> Result<(), ApiError> {
+        let base = self.store.version(task, version).await?.base;
+        match self.student.fit(&base) {
+            Fit::Verified | Fit::Unverified => Ok(()),
+            Fit::Mismatch(mismatch) => Err(Problem::Unusable.with(format!(
+                "version {version} of task '{task}' can't be taken into service: {mismatch}"
+            ))),
+        }
+    }
+
     pub(super) async fn apply(&self, version: Version) -> Result<Json<Version>, ApiError> {
         match self.live_hook.apply(&self.store, &version.task).await {
             Ok(()) => Ok(Json(version)),
             Err(error) => Err(Problem::Unusable.with(format!(
                 "version {} of task '{}' could not be taken into service, so nothing has changed: \
-                 {error}",
-                version.version, version.task
+                 {}",
+                version.version,
+                version.task,
+                chain(&*error)
             ))),
         }
     }

@@ -1,5 +1,7 @@
 //! Who may do what: tokens, limits of their own, and a line in the log for every admin act.
 
+mod audit;
+mod local;
 mod rate;
 #[cfg(test)]
 mod tests;
@@ -10,28 +12,29 @@ pub use tokens::{Tokens, TokensError};
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::Limited;
 
 use super::error::{ApiError, Problem};
-use super::trace::request_id;
-use crate::telemetry::logs::AUDIT;
-use rate::{Caller, RateLimiter};
+use audit::Act;
+use local::Sender;
+use rate::RateLimits;
 use tokens::{Token, TokenLimits};
 
 /// Wrong tokens that one address may try; tokens that are right are not held up by it.
-const GUESSES: Rate = Rate::new(30, Duration::from_secs(60));
+const GUESSES: Rate = Rate::new(NonZeroU32::new(30).unwrap(), Duration::from_secs(60));
 
 /// What somebody may do. Who may do more may do less as well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Role {
     /// Ask for tasks and classify.
     Reader,
@@ -56,8 +59,11 @@ pub struct AccessOptions {
     pub readers: Option<Arc<Tokens>>,
     pub admins: Option<Arc<Tokens>>,
     /// The server listens on a loopback address: without tokens for admins, programs of this
-    /// machine may use the admin routes, pages in its browsers may not.
+    /// machine may use the admin routes; proxies, and pages in its browsers, may not.
     pub loopback: bool,
+    /// Host names, beside those of this machine, that requests to a loopback address may be made
+    /// to where readers need no token.
+    pub allowed_hosts: Vec<String>,
     /// For each token, and for each address that sends none.
     pub rate_limit: Option<Rate>,
 }
@@ -69,7 +75,7 @@ pub struct Access(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     options: AccessOptions,
-    limiter: RateLimiter,
+    limits: RateLimits,
 }
 
 /// Who sends a request; an extension of it.
@@ -93,10 +99,8 @@ impl<S: Sync> FromRequestParts<S> for Actor {
 
 impl Access {
     pub fn new(options: AccessOptions) -> Self {
-        Self(Arc::new(Inner {
-            options,
-            limiter: RateLimiter::default(),
-        }))
+        let limits = RateLimits::new(options.rate_limit, GUESSES);
+        Self(Arc::new(Inner { options, limits }))
     }
 
     /// Who may use a path; `None` for everybody.
@@ -120,69 +124,122 @@ impl Access {
         }
     }
 
-    /// The token of a request, if one was sent that may do what `role` may, or `None` for somebody
-    /// who needs none.
-    fn admit(
-        &self,
-        role: Role,
-        headers: &HeaderMap,
-        peer: Option<IpAddr>,
-    ) -> Result<Option<Arc<Token>>, ApiError> {
+    /// Who sends a request, and whether they may do what `role` may.
+    fn admit(&self, role: Role, sender: Sender<'_>) -> (Caller, Result<(), ApiError>) {
         let options = &self.0.options;
-        let presented = bearer(headers);
-        let find = |tokens: &Option<Arc<Tokens>>| tokens.as_ref()?.find(presented?);
+        let presented = bearer(sender.headers);
+        let find = |role, tokens: &Option<Arc<Tokens>>| {
+            let token = tokens.as_ref()?.find(presented?)?;
+            Some(Caller::Token { role, token })
+        };
         // Both, so that the time does not tell which one it was.
-        let (admin, reader) = (find(&options.admins), find(&options.readers));
-        if let Some(token) = admin {
-            return Ok(Some(token));
+        let (admin, reader) = (
+            find(Role::Admin, &options.admins),
+            find(Role::Reader, &options.readers),
+        );
+        if let Some(admin) = admin {
+            return (admin, Ok(()));
         }
         let asked = match role {
             Role::Reader => &options.readers,
             Role::Admin => &options.admins,
         };
-        match (role, asked, presented) {
-            (Role::Reader, Some(_), _) if reader.is_some() => Ok(reader),
+        let outcome = match (role, asked, &reader, presented) {
+            (Role::Reader, Some(_), Some(_), _) => Ok(()),
             // Clients of other servers send the token that they have for those.
-            (Role::Reader, None, _) => Ok(None),
-            (Role::Admin, None, _) if options.loopback => check_local(headers).map(|()| None),
-            (Role::Admin, None, _) => Err(Problem::Forbidden.with(
-                "admin routes need --admin-token-file when the server listens on an address that \
-                 other machines can reach",
-            )),
-            (Role::Admin, Some(_), Some(_)) if reader.is_some() => {
+            (Role::Reader, None, _, _) => match options.loopback {
+                true if !sender.is_for(&options.allowed_hosts) => {
+                    Err(Problem::Forbidden.with(FOREIGN_HOST))
+                }
+                _ => return (Caller::Anybody, Ok(())),
+            },
+            (Role::Admin, None, _, _) => match options.loopback {
+                true if sender.is_local_program() => return (Caller::Anybody, Ok(())),
+                true => Err(Problem::Forbidden.with(NOT_LOCAL)),
+                false => Err(Problem::Forbidden.with(
+                    "admin routes need --admin-token-file when the server listens on an address \
+                     that other machines can reach",
+                )),
+            },
+            (Role::Admin, Some(_), Some(_), _) => {
                 Err(Problem::Forbidden.with("this token may read, and not change anything"))
             }
-            (_, Some(_), Some(_)) => {
-                let guesser = Caller::guesser(peer);
-                self.0.limiter.take(guesser, GUESSES).map_err(too_many)?;
-                Err(Problem::Unauthorized.with("the token is not a right one"))
-            }
-            (_, Some(_), None) => Err(Problem::Unauthorized.with(format!(
+            (_, Some(_), None, Some(_)) => match self.0.limits.guess(sender.peer) {
+                Ok(()) => Err(Problem::Unauthorized.with("unknown or expired token")),
+                Err(wait) => Err(too_many(GUESSES, wait)),
+            },
+            (_, Some(_), None, None) => Err(Problem::Unauthorized.with(format!(
                 "send {} token in the header `Authorization: Bearer TOKEN`",
                 match role {
                     Role::Reader => "a",
                     Role::Admin => "an admin",
                 }
             ))),
-        }
+        };
+        (reader.unwrap_or(Caller::Nobody), outcome)
     }
 
-    fn count(&self, token: Option<&Token>, peer: Option<IpAddr>) -> Result<(), ApiError> {
-        let own = token.and_then(|token| token.limits.rate);
+    fn count(&self, caller: &Caller, peer: Option<IpAddr>) -> Result<(), ApiError> {
+        let limits = &self.0.limits;
+        let own = caller.limits().rate;
         let Some(rate) = own.or(self.0.options.rate_limit) else {
             return Ok(());
         };
-        let caller = match token {
-            Some(token) => Caller::Token(token.name.clone()),
-            None => Caller::address(peer),
+        let counted = match caller {
+            Caller::Token { role, token } => limits.token(*role, &token.name, rate),
+            Caller::Anybody | Caller::Nobody => limits.address(peer),
         };
-        self.0.limiter.take(caller, rate).map_err(too_many)
+        counted.map_err(|wait| too_many(rate, wait))
     }
 }
 
-fn too_many(wait: Duration) -> ApiError {
+/// Who sends a request.
+#[derive(Clone, Debug)]
+enum Caller {
+    /// The owner of a token. The role is that of the file that the token is in.
+    Token { role: Role, token: Arc<Token> },
+    /// Someone who needs no token.
+    Anybody,
+    /// Someone without a token that is known.
+    Nobody,
+}
+
+impl Caller {
+    /// The name in the audit log and in the history of versions.
+    fn actor(&self, role: Role) -> Actor {
+        Actor(match (self, role) {
+            (Self::Token { token, .. }, _) => token.name.as_str().into(),
+            (Self::Anybody, Role::Admin) => "admin".into(),
+            (Self::Anybody, Role::Reader) => "anonymous".into(),
+            (Self::Nobody, _) => "nobody".into(),
+        })
+    }
+
+    fn limits(&self) -> TokenLimits {
+        match self {
+            Self::Token { token, .. } => token.limits,
+            Self::Anybody | Self::Nobody => TokenLimits::default(),
+        }
+    }
+}
+
+/// Why a request without a token is refused on an admin route of a loopback address.
+const NOT_LOCAL: &str = "without an admin token, admin routes answer only programs of this machine: \
+    the request must be made to a loopback address, by its name or number in `Host`, without a proxy \
+    (Forwarded, X-Forwarded-*, X-Real-IP, Via) and not by a page of another origin; start the server \
+    with --admin-token-file";
+
+/// Why a reader without a token is refused on a loopback address.
+const FOREIGN_HOST: &str = "without a token for readers, a server on a loopback address answers \
+    only requests whose `Host` names this machine; name other hosts with --allowed-hosts, or start \
+    the server with --api-token-file";
+
+fn too_many(rate: Rate, wait: Duration) -> ApiError {
+    let seconds = wait.as_secs_f64().ceil().max(1.0);
     Problem::RateLimited
-        .with("that is more requests than are taken in this time; slow down")
+        .with(format!(
+            "rate limit exceeded: {rate}; retry after {seconds} s"
+        ))
         .retry_after(wait)
 }
 
@@ -199,39 +256,36 @@ pub(super) async fn guard(State(gate): State<Gate>, request: Request, next: Next
         .extensions()
         .get::<ConnectInfo<SocketAddr>>()
         .map(|ConnectInfo(address)| address.ip());
-    let act = Act::of(&gate, &request, peer);
-    let (actor, response) = match gate.access.admit(gate.role, request.headers(), peer) {
-        Ok(token) => {
-            let actor = match (&token, gate.role) {
-                (Some(token), _) => token.name.as_str(),
-                (None, Role::Admin) => "admin",
-                (None, Role::Reader) => "anonymous",
-            };
-            let actor = Actor(actor.into());
-            let request = gate
-                .access
-                .count(token.as_deref(), peer)
-                .and_then(|()| limited(request, gate.role, token.as_deref()));
-            let response = match request {
-                Ok(mut request) => {
-                    request.extensions_mut().insert(actor.clone());
-                    next.run(request).await
-                }
-                Err(error) => error.into_response(),
-            };
-            (actor, response)
+    let sender = Sender {
+        method: request.method(),
+        uri: request.uri(),
+        headers: request.headers(),
+        peer,
+    };
+    let (caller, admitted) = gate.access.admit(gate.role, sender);
+    let actor = caller.actor(gate.role);
+    let act = match gate.role {
+        Role::Admin => Some(Act::new(&request, peer, actor.clone())),
+        Role::Reader => None,
+    };
+    let request = admitted
+        .and_then(|()| gate.access.count(&caller, peer))
+        .and_then(|()| limited(request, gate.role, caller.limits()));
+    let response = match request {
+        Ok(mut request) => {
+            request.extensions_mut().insert(actor);
+            next.run(request).await
         }
-        Err(error) => (Actor("nobody".into()), error.into_response()),
+        Err(error) => error.into_response(),
     };
     if let Some(act) = act {
-        act.write_down(&actor, &response);
+        act.answered(&response);
     }
     response
 }
 
 /// Holds the body to the token's own limit; the server's limits hold as well.
-fn limited(request: Request, role: Role, token: Option<&Token>) -> Result<Request, ApiError> {
-    let limits = token.map_or(TokenLimits::default(), |token| token.limits);
+fn limited(request: Request, role: Role, limits: TokenLimits) -> Result<Request, ApiError> {
     let most = match role {
         Role::Reader => limits.max_body,
         Role::Admin => limits.max_upload,
@@ -245,43 +299,6 @@ fn limited(request: Request, role: Role, token: Option<&Token>) -> Result<Reques
     Ok(request.map(|body| Body::new(Limited::new(body, most))))
 }
 
-/// A change that somebody asks for, for the log: target `audit`.
-struct Act {
-    method: Method,
-    path: String,
-    peer: Option<IpAddr>,
-    request_id: String,
-}
-
-impl Act {
-    fn of(gate: &Gate, request: &Request, peer: Option<IpAddr>) -> Option<Self> {
-        let changes = ![Method::GET, Method::HEAD].contains(request.method());
-        (gate.role == Role::Admin && changes).then(|| Self {
-            method: request.method().clone(),
-            path: request.uri().path().to_owned(),
-            peer,
-            request_id: request_id(request.headers()).unwrap_or_default().to_owned(),
-        })
-    }
-
-    fn write_down(&self, actor: &Actor, response: &Response) {
-        let problem = response.extensions().get::<ApiError>();
-        let made = response.headers().get(header::LOCATION);
-        tracing::info!(
-            target: AUDIT,
-            actor = actor.name(),
-            peer = self.peer.map(tracing::field::display),
-            method = %self.method,
-            path = self.path,
-            status = response.status().as_u16(),
-            problem = problem.map(|error| error.problem().slug()),
-            location = made.and_then(|made| made.to_str().ok()),
-            request_id = self.request_id,
-            "admin act"
-        );
-    }
-}
-
 /// The token in `Authorization: Bearer TOKEN`.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     headers
@@ -289,37 +306,4 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
         .and_then(|value| value.as_bytes().split_at_checked(7))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
         .map(|(_, token)| token.trim_ascii())
-}
-
-/// A page from elsewhere reaches a loopback server either under its own origin, which the browser
-/// tells in `Origin`, or by pointing its own host name at 127.0.0.1, which shows in `Host`.
-fn check_local(headers: &HeaderMap) -> Result<(), ApiError> {
-    let foreign = |name| {
-        headers.get(name).is_some_and(|value| {
-            let authority = value.to_str().unwrap_or_default();
-            let authority = authority
-                .split_once("://")
-                .map_or(authority, |(_, rest)| rest);
-            !is_loopback(authority)
-        })
-    };
-    if foreign(header::HOST) || foreign(header::ORIGIN) {
-        return Err(Problem::Forbidden.with(
-            "without an admin token, admin routes answer only requests made to a loopback address \
-             by a program of this machine; start the server with --admin-token-file",
-        ));
-    }
-    Ok(())
-}
-
-/// Whether `host[:port]` names this machine.
-fn is_loopback(authority: &str) -> bool {
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => authority.split(':').next().unwrap_or_default(),
-    };
-    host.eq_ignore_ascii_case("localhost")
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
 }

@@ -1,4 +1,11 @@
-use axum::http::HeaderName;
+use std::future::pending;
+
+use axum::Router;
+use axum::http::{HeaderName, Method, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::post;
+use tokio::sync::Notify;
+use tower::ServiceExt;
 
 use super::*;
 
@@ -34,10 +41,22 @@ fn outcome(
     role: Role,
     pairs: &[(HeaderName, &str)],
 ) -> Result<Option<String>, Problem> {
-    let token = access.admit(role, &headers(pairs), None);
-    token
-        .map(|token| token.map(|token| token.name.clone()))
-        .map_err(|error| error.problem())
+    let (caller, outcome) = admit(access, role, &headers(pairs));
+    let name = match caller {
+        Caller::Token { token, .. } => Some(token.name.clone()),
+        Caller::Anybody | Caller::Nobody => None,
+    };
+    outcome.map(|()| name).map_err(|error| error.problem())
+}
+
+fn admit(access: &Access, role: Role, headers: &HeaderMap) -> (Caller, Result<(), ApiError>) {
+    let sender = Sender {
+        method: &Method::POST,
+        uri: &Uri::from_static("/"),
+        headers,
+        peer: None,
+    };
+    access.admit(role, sender)
 }
 
 fn with(access: &Access, role: Role, value: &str) -> Result<Option<String>, Problem> {
@@ -112,21 +131,53 @@ fn loopback_refuses_pages_of_other_origins() {
         ..AccessOptions::default()
     });
     let check = |pairs: &[_]| outcome(&access, Role::Admin, pairs);
-    for host in [
-        "127.0.0.1:8080",
-        "localhost:8080",
-        "[::1]:8080",
-        "127.8.0.1",
-    ] {
-        assert_eq!(check(&[(header::HOST, host)]), Ok(None), "{host}");
-    }
+    let local = (header::HOST, "127.0.0.1:8080");
+    assert_eq!(check(std::slice::from_ref(&local)), Ok(None));
     let evil = (header::HOST, "evil.example:8080");
     assert_eq!(check(&[evil]), Err(Problem::Forbidden));
-    let local = (header::HOST, "127.0.0.1:8080");
-    let page = |origin| check(&[local.clone(), (header::ORIGIN, origin)]);
-    assert_eq!(page("http://localhost:3000"), Ok(None));
-    assert_eq!(page("https://evil.example"), Err(Problem::Forbidden));
-    assert_eq!(page("null"), Err(Problem::Forbidden));
+    let other_page = (header::ORIGIN, "http://localhost:3000");
+    assert_eq!(check(&[local, other_page]), Err(Problem::Forbidden));
+}
+
+#[test]
+fn a_loopback_address_is_read_without_a_token_under_its_own_and_allowed_names() {
+    let with_readers = |readers| {
+        access(AccessOptions {
+            readers,
+            loopback: true,
+            allowed_hosts: vec!["models.example".to_owned()],
+            ..AccessOptions::default()
+        })
+    };
+    let open = with_readers(None);
+    let check = |access: &Access, host| outcome(access, Role::Reader, &[(header::HOST, host)]);
+    for host in ["localhost:8080", "models.example"] {
+        assert_eq!(check(&open, host), Ok(None), "{host}");
+    }
+    assert_eq!(check(&open, "evil.example"), Err(Problem::Forbidden));
+    // A token can't be sent by a page that does not know it: then any name will do.
+    let closed = with_readers(tokens(&format!("ray:{READER}")));
+    let bearer = format!("Bearer {READER}");
+    let named = [
+        (header::HOST, "any.example"),
+        (header::AUTHORIZATION, &*bearer),
+    ];
+    assert_eq!(
+        outcome(&closed, Role::Reader, &named),
+        Ok(Some("ray".to_owned()))
+    );
+}
+
+#[test]
+fn a_reader_who_tries_to_change_something_is_known_by_name() {
+    let bearer = format!("Bearer {READER}");
+    let headers = headers(&[(header::AUTHORIZATION, &bearer)]);
+    let (caller, outcome) = admit(&both(), Role::Admin, &headers);
+    assert_eq!(
+        outcome.map_err(|error| error.problem()),
+        Err(Problem::Forbidden)
+    );
+    assert_eq!(caller.actor(Role::Admin).name(), "ray");
 }
 
 #[test]
@@ -157,11 +208,47 @@ async fn each_token_has_a_rate_and_may_have_its_own() {
     let taken = |token: &str| {
         let bearer = format!("Bearer {token}");
         let headers = headers(&[(header::AUTHORIZATION, &bearer)]);
-        let token = access
-            .admit(Role::Reader, &headers, None)
-            .expect("a right token");
-        let tries = (0..10).filter(|_| access.count(token.as_deref(), None).is_ok());
+        let (caller, outcome) = admit(&access, Role::Reader, &headers);
+        outcome.expect("a right token");
+        let tries = (0..10).filter(|_| access.count(&caller, None).is_ok());
         tries.count()
     };
     assert_eq!((taken(READER), taken(ADMIN)), (1, 3));
+}
+
+#[tokio::test]
+async fn an_act_whose_client_leaves_is_written_down() {
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let file = log.reopen().expect("the file");
+    let subscriber = tracing_subscriber::fmt().with_writer(Arc::new(file));
+    let _default = tracing::subscriber::set_default(subscriber.finish());
+    let gate = Gate {
+        access: both(),
+        role: Role::Admin,
+    };
+    let begun = Arc::new(Notify::new());
+    let handler = {
+        let begun = Arc::clone(&begun);
+        move || async move {
+            begun.notify_one();
+            pending::<()>().await;
+        }
+    };
+    let router = Router::new()
+        .route("/admin/act", post(handler))
+        .layer(from_fn_with_state(gate, guard));
+    let request = axum::http::Request::post("/admin/act")
+        .header(header::AUTHORIZATION, format!("Bearer {ADMIN}"))
+        .body(Body::empty());
+    let answer = router.oneshot(request.expect("a request"));
+    // hyper drops the answer when the client closes the connection.
+    tokio::select! {
+        _ = answer => unreachable!("the handler never ends"),
+        () = begun.notified() => {}
+    }
+    let log = std::fs::read_to_string(log.path()).expect("the log");
+    assert!(
+        log.contains("ada") && log.contains("/admin/act") && log.contains("unanswered"),
+        "{log}"
+    );
 }

@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::rate::Rate;
+use crate::blocking;
 use crate::telemetry::chain;
 
 /// How long a file is taken to be unchanged.
@@ -159,6 +160,10 @@ impl Tokens {
         if due.is_err() {
             return;
         }
+        blocking::in_place(|| self.read_again(path));
+    }
+
+    fn read_again(&self, path: &Path) {
         let before = self.loaded.load();
         if stamp(path).ok() == before.stamp && before.stamp.is_some() {
             return;

@@ -11,7 +11,7 @@ mod tei;
 use std::sync::Arc;
 
 use axum::extract::Request;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
 use serde::Serialize;
@@ -177,16 +177,7 @@ pub(super) async fn reword(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let error = response.extensions().get::<ApiError>();
     match (dialect, error) {
-        (Some(dialect), Some(error)) => {
-            let mut reworded = error.clone().respond(dialect.form());
-            for (name, value) in response.headers() {
-                // The body has another length.
-                if name != header::CONTENT_LENGTH {
-                    reworded.headers_mut().entry(name).or_insert(value.clone());
-                }
-            }
-            reworded
-        }
+        (Some(dialect), Some(error)) => error.clone().respond_again(dialect.form(), &response),
         _ => response,
     }
 }
@@ -195,7 +186,13 @@ impl AppState {
     /// The name of the task that answers where the path names none.
     fn default_task(&self) -> Result<Arc<str>, ApiError> {
         if let Some(name) = &self.default_task {
-            return Ok(Arc::clone(name));
+            return match self.tasks.get(name) {
+                Some(_) => Ok(Arc::clone(name)),
+                None => Err(self.unknown_task(&format!(
+                    "this route asks the default task, and --default-task names {name:?}, which is \
+                     no task"
+                ))),
+            };
         }
         let all = self.tasks.all();
         let mut names = all.keys();

@@ -69,7 +69,7 @@ pub(in crate::ops) fn attention_gradient(
     Ok(dqkv.shaped((tokens, 3 * hidden)))
 }
 
-/// The gradient of the one table of a batch, in its shape and type.
+/// The gradient of the one table of a batch, in its shape and in f32.
 pub(in crate::ops) fn attention_table_gradient(
     (qkv, layout): Argument<'_>,
     (gradient, gradient_layout): Argument<'_>,
@@ -81,9 +81,6 @@ pub(in crate::ops) fn attention_table_gradient(
     };
     let table_shape = table.values.shape().clone();
     let (rows, _) = table.values.dims2()?;
-    if table.values.dtype() != DType::F32 {
-        candle_core::bail!("a position table trains in f32 only");
-    }
     let qkv = View::new(qkv, layout)?;
     let gradient = View::new(gradient, gradient_layout)?;
     let tables = of_tables(&qkv, shape, tables)?;

@@ -7,6 +7,7 @@
 
 mod attention;
 mod memory;
+mod open;
 mod ops;
 mod runtime;
 #[cfg(test)]
@@ -18,12 +19,13 @@ pub(super) use attention::{
     attention, attention_by_table, attention_gradient, attention_table_gradient,
 };
 pub(super) use memory::{memory, reset_peak};
+pub(super) use open::open;
 pub(super) use ops::{
     SumSquares, activation, activation_gradient, adamw, add_norm, add_updates, column_sums,
     dropout, embed, fold, linear_rows, lora_add, map_columns, norm, norm_gradient,
     norm_parameters_gradient, product, segment_linears, trained_linear, unfold,
 };
-pub(super) use runtime::{exclusive, open};
+pub(super) use runtime::exclusive;
 #[cfg(test)]
 pub(super) use transfer::copies;
 pub(super) use transfer::{Download, upload};

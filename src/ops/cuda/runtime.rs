@@ -1,45 +1,22 @@
-//! Devices: opening one, its kernels, launches and products.
+//! The kernels of a device, and their launches.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
+use candle_core::Result;
+use candle_core::cuda_backend::cudarc::driver::{DriverError, result, sys};
 use candle_core::cuda_backend::{CudaDevice, DeviceId, WrapErr};
-use candle_core::{Device, Result};
 
-use super::super::device::DeviceError;
 use super::super::kernels::Launch;
 
 /// The kernels for all GPUs from sm_80 on, made by `build.rs`.
-static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+static KERNELS: &FatBinary<[u8]> =
+    &FatBinary(*include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin")));
 
-/// Opens the device of this number, with a stream of its own.
-///
-/// Memory that is freed stays with the process for its next use, and no events are recorded: there
-/// is one stream, which keeps the order by itself.
-pub(in crate::ops) fn open(ordinal: usize) -> std::result::Result<Device, DeviceError> {
-    let count = result::init()
-        .and_then(|()| CudaContext::device_count())
-        .unwrap_or(0);
-    if usize::try_from(count).unwrap_or(0) <= ordinal {
-        return Err(DeviceError::NoDevice(ordinal));
-    }
-    prepare(ordinal).map_err(|source| DeviceError::Open { ordinal, source })
-}
-
-fn prepare(ordinal: usize) -> Result<Device> {
-    let device = Device::new_cuda_with_stream(ordinal)?;
-    let cuda = device.as_cuda_device()?;
-    // SAFETY: the device has one stream, on which all its memory is allocated, used and freed.
-    #[allow(unsafe_code)]
-    unsafe {
-        cuda.disable_event_tracking();
-    }
-    super::memory::keep_freed(cuda)?;
-    Runtime::of(cuda)?;
-    Ok(device)
-}
+/// The driver reads the header of a fat binary as a structure; bytes alone have no alignment.
+#[repr(align(64))]
+struct FatBinary<T: ?Sized>(T);
 
 /// Keeps others from computing on any device of this process. Forwards hold it while they are
 /// being launched, not until they are computed.
@@ -81,7 +58,7 @@ impl Runtime {
         device.cuda_stream().context().bind_to_thread().w()?;
         // SAFETY: the image is a whole fat binary, and the device's context is current.
         #[allow(unsafe_code)]
-        let module = unsafe { result::module::load_data(KERNELS.as_ptr().cast()) }.w()?;
+        let module = unsafe { result::module::load_data(KERNELS.0.as_ptr().cast()) }.w()?;
         let runtime = Arc::new(Self {
             module: Module(module),
             functions: Mutex::default(),

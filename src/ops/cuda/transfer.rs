@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DevicePtr as _, result};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, WrapErr};
 use candle_core::op::BackpropOp;
@@ -45,6 +46,14 @@ static FREE: Mutex<Vec<Pinned>> = Mutex::new(Vec::new());
 
 const SMALLEST: usize = 4096;
 
+/// Returns how a thread waits for an event. `None` is the driver's default: it spins, which answers
+/// a lone request soonest. Where cores are few, tokenizing needs them more.
+fn waiting_blocks() -> Option<CUevent_flags> {
+    const FEW: usize = 8;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores <= FEW).then_some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)
+}
+
 impl Pinned {
     fn take(stream: &Arc<CudaStream>, count: usize) -> Result<Self> {
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,7 +64,7 @@ impl Pinned {
         drop(free);
         let capacity = count.next_power_of_two().max(SMALLEST);
         let context = stream.context();
-        let done = context.new_event(None).w()?;
+        let done = context.new_event(waiting_blocks()).w()?;
         // SAFETY: the context is current behind `new_event`.
         #[allow(unsafe_code)]
         let values = unsafe { result::malloc_host(capacity * size_of::<u32>(), 0) }.w()?;

@@ -1,7 +1,11 @@
 //! Ids against `transformers` (see `tests/golden/make_golden.py`), limits, and long texts.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
 
 use super::*;
@@ -33,7 +37,7 @@ fn pair(text: impl Into<String>, text_pair: impl Into<String>) -> Input {
 #[derive(Deserialize)]
 struct Golden {
     inputs: Vec<GoldenInput>,
-    encodings: std::collections::BTreeMap<String, Vec<Expected>>,
+    encodings: BTreeMap<String, Vec<Expected>>,
 }
 
 #[derive(Deserialize)]
@@ -100,6 +104,137 @@ fn ids_are_those_of_transformers() {
     }
 }
 
+/// A tokenizer with some settings changed, and what `AutoTokenizer` makes of it.
+#[derive(Deserialize)]
+struct SettingsCase {
+    name: String,
+    tokenizer: String,
+    config: Map<String, Value>,
+    #[serde(default)]
+    without: Vec<String>,
+    #[serde(default)]
+    file: Map<String, Value>,
+    model: Option<Value>,
+    /// What the message names where the folder is refused here.
+    refused: Option<String>,
+    ids: Option<Vec<Vec<u32>>>,
+}
+
+#[derive(Deserialize)]
+struct SettingsInput {
+    text: String,
+    text_pair: Option<String>,
+    truncation: Truncation,
+    /// None: as the folder has it.
+    max_length: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct SettingsFile {
+    inputs: Vec<SettingsInput>,
+    cases: Vec<SettingsCase>,
+}
+
+impl SettingsCase {
+    fn load(&self) -> Result<Tokenizer, TokenizerError> {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizers");
+        let read = |name: &str| -> Map<String, Value> {
+            let text = fs::read(golden.join(&self.tokenizer).join(name)).unwrap();
+            serde_json::from_slice(&text).unwrap()
+        };
+        let place = tempfile::tempdir().unwrap();
+        let write = |name: &str, json: Value| {
+            fs::write(place.path().join(name), json.to_string()).unwrap();
+        };
+        let mut file = read("tokenizer.json");
+        file.extend(self.file.clone());
+        write("tokenizer.json", file.into());
+        let mut config = read("tokenizer_config.json");
+        config.extend(self.config.clone());
+        config.retain(|key, _| !self.without.contains(key));
+        write("tokenizer_config.json", config.into());
+        if let Some(model) = &self.model {
+            write("config.json", model.clone());
+        }
+        Tokenizer::load(place.path())
+    }
+}
+
+#[test]
+fn settings_count_as_they_do_for_transformers() {
+    let golden: SettingsFile =
+        serde_json::from_str(include_str!("../../../tests/golden/settings.json")).unwrap();
+    assert!(golden.cases.len() > 50);
+    for case in &golden.cases {
+        let name = format!("{}: {}", case.tokenizer, case.name);
+        let tokenizer = match (case.load(), &case.refused) {
+            (Ok(tokenizer), None) => tokenizer,
+            (Err(error), Some(refused)) => {
+                let message = error.to_string();
+                assert!(message.contains(refused), "{name}: {message}");
+                assert!(message.contains("tokenizer_config.json"), "{message}");
+                continue;
+            }
+            (Ok(_), Some(_)) => panic!("{name}: not refused"),
+            (Err(error), None) => panic!("{name}: {error}"),
+        };
+        for (input, ids) in golden.inputs.iter().zip(case.ids.as_ref().unwrap()) {
+            let max_length = tokenizer.max_length(usize::MAX);
+            let found = tokenizer.encode(
+                &Input {
+                    text: input.text.clone(),
+                    text_pair: input.text_pair.clone(),
+                },
+                input.max_length.unwrap_or(max_length),
+                Some(input.truncation),
+            );
+            assert_eq!(&found.unwrap().ids, ids, "{name}: {:?}", input.text);
+        }
+    }
+}
+
+#[test]
+fn what_is_cut_on_the_left_is_the_end_of_a_long_text() {
+    let golden: SettingsFile =
+        serde_json::from_str(include_str!("../../../tests/golden/settings.json")).unwrap();
+    let left = golden
+        .cases
+        .iter()
+        .filter(|case| case.name == "cut on the left");
+    for case in left {
+        let tokenizer = case.load().unwrap();
+        let end = "the film is good and the movie is bad";
+        let long = format!("{}{end}", "no fool , ".repeat(5_000));
+        let whole = tokenizer.encode(&single(end), 64, None).unwrap();
+        let cut = tokenizer.encode(&single(long), 9, CUT).unwrap();
+        assert!(cut.truncated);
+        assert_eq!(
+            cut.ids[1..],
+            whole.ids[whole.ids.len() - 8..],
+            "{}",
+            case.tokenizer
+        );
+    }
+}
+
+#[test]
+fn a_git_lfs_pointer_is_told_from_a_tokenizer() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizers/bert");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        let place = tempfile::tempdir().unwrap();
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(golden.join(name), place.path().join(name)).unwrap();
+        }
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n";
+        fs::write(place.path().join(file), pointer).unwrap();
+        let message = Tokenizer::load(place.path()).err().unwrap().to_string();
+        assert!(
+            message.contains(file) && message.contains("git lfs pull"),
+            "{message}"
+        );
+    }
+}
+
 fn sorted(mut names: [&str; 5]) -> [&str; 5] {
     names.sort_unstable();
     names
@@ -145,7 +280,8 @@ fn padding_and_truncation_of_the_file_are_off() {
     let tokenizer = golden("bert");
     let long = tokenizer.encode(&single("film ".repeat(50)), 512, None);
     assert_eq!(long.unwrap().ids.len(), 52);
-    assert_eq!(tokenizer.model_max_length(), Some(512));
+    assert_eq!(tokenizer.max_length(1000), 512);
+    assert_eq!(tokenizer.max_length(100), 100);
 }
 
 /// Tokens of the whole text, cut afterwards by `tokenizers` itself.

@@ -49,6 +49,8 @@ fn a_teacher_over_http_is_one_that_a_pass_may_ask() {
         ("http://169.254.169.254/latest/meta-data", "link-local"),
         ("http://[fe80::1]/predict", "link-local"),
         ("http://[::ffff:169.254.169.254]/", "link-local"),
+        ("http://0.0.0.0/", "unspecified"),
+        ("http://2130706433/", "four decimal numbers"),
         ("not an address", "whole address"),
     ] {
         let error = with(bad, json!({})).unwrap_err();

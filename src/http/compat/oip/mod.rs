@@ -14,14 +14,15 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::adapter::ProblemType;
+use crate::adapter::{Fit, ProblemType};
 use crate::http::AppState;
 use crate::http::classify::check_live;
-use crate::http::error::{ApiError, problem_set};
+use crate::http::error::{ApiError, Problem, problem_set};
 use crate::http::extract::{Json, Path};
 use crate::http::health::ReadyErrors;
 use crate::http::openapi::{LiveVersionPath, TaskPath};
 use crate::http::tasks::Task;
+use crate::serving::Entry;
 
 pub(super) fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
@@ -114,8 +115,12 @@ struct Listed {
     name: String,
     #[schema(example = "1")]
     version: String,
+    /// `READY` or `UNAVAILABLE`.
     #[schema(example = "READY")]
     state: &'static str,
+    /// Why it is not ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// The models, as Triton lists those of its repository. A body is not looked at.
@@ -124,10 +129,17 @@ struct Listed {
     responses((status = 200, description = "The tasks, by name.", body = Vec<Listed>)))]
 async fn index(State(state): State<AppState>) -> Json<Vec<Listed>> {
     let all = state.tasks.all();
-    let listed = all.values().map(|task| Listed {
-        name: task.name.clone(),
-        version: task.version.to_string(),
-        state: "READY",
+    let listed = all.values().map(|task| {
+        let reason = task.unready();
+        Listed {
+            name: task.name.clone(),
+            version: task.version.to_string(),
+            state: match reason {
+                None => "READY",
+                Some(_) => "UNAVAILABLE",
+            },
+            reason,
+        }
     });
     Json(listed.collect())
 }
@@ -201,6 +213,9 @@ impl From<Task> for Model {
 }
 
 problem_set!(ModelErrors: InvalidParameter, UnknownTask, Internal);
+problem_set!(ModelReadyErrors: InvalidParameter, UnknownTask, StudentMismatch, Internal);
+problem_set!(VersionReadyErrors: InvalidParameter, UnknownTask, VersionNotLive, StudentMismatch,
+    Internal);
 problem_set!(VersionErrors: InvalidParameter, UnknownTask, VersionNotLive, Internal);
 
 /// A task, described as a model. `text_pair` may be left out.
@@ -240,13 +255,13 @@ struct ModelReady {
 #[utoipa::path(get, path = "/v2/models/{task}/ready", tag = "open-inference",
     operation_id = "v2_model_ready",
     params(TaskPath),
-    responses((status = 200, description = "The task answers.", body = ModelReady), ModelErrors))]
+    responses((status = 200, description = "The task answers.", body = ModelReady),
+        ModelReadyErrors))]
 async fn model_ready(
     State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> Result<Json<ModelReady>, ApiError> {
-    state.task(&name)?;
-    Ok(Json(ModelReady { name, ready: true }))
+    ready_model(&*state.task(&name)?)
 }
 
 /// The version answers.
@@ -254,12 +269,27 @@ async fn model_ready(
     operation_id = "v2_version_ready",
     params(LiveVersionPath),
     responses((status = 200, description = "The version answers.", body = ModelReady),
-        VersionErrors))]
+        VersionReadyErrors))]
 async fn version_ready(
     State(state): State<AppState>,
     Path((name, version)): Path<(String, u64)>,
 ) -> Result<Json<ModelReady>, ApiError> {
     let entry = state.task(&name)?;
     check_live(&entry, version)?;
-    Ok(Json(ModelReady { name, ready: true }))
+    ready_model(&entry)
+}
+
+/// The protocol's clients go by the status: a model that is not ready is an error.
+fn ready_model(task: &Entry) -> Result<Json<ModelReady>, ApiError> {
+    let problem = match task.fit {
+        Fit::Verified | Fit::Unverified => Problem::Internal,
+        Fit::Mismatch(_) => Problem::StudentMismatch,
+    };
+    match task.unready() {
+        Some(reason) => Err(problem.with(reason)),
+        None => Ok(Json(ModelReady {
+            name: task.name.clone(),
+            ready: true,
+        })),
+    }
 }

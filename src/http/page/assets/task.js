@@ -31,7 +31,7 @@ function facts(task) {
   const pairs = [
     ["Live version", task.version],
     ["Kind", kinds[task.problem_type] ?? task.problem_type],
-    ["Served", task.mode],
+    ["Served", task.ready ? task.mode : `not ready: ${task.reason}`],
     ["Longest text", `${task.max_length} tokens`],
     ["Labels", task.labels.length > 6 ? task.labels.length : task.labels.join(", ")],
   ];

@@ -105,7 +105,7 @@ function row(task, live) {
     h(
       "td",
       { "data-name": "Live version" },
-      h("span", {}, `${task.version} `, h("span", { class: "soft small" }, task.mode)),
+      h("span", {}, `${task.version} `, readiness(task)),
     ),
     score,
     kept,
@@ -113,6 +113,13 @@ function row(task, live) {
     latency,
     rate,
   );
+}
+
+/** How a task is served, or that it is not, with the reason. */
+function readiness(task) {
+  return task.ready
+    ? h("span", { class: "soft small" }, task.mode)
+    : h("span", { class: "badge bad", title: task.reason }, "not ready");
 }
 
 /** The student's score above the teacher's, as bars with their figures. */
