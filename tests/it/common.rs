@@ -166,6 +166,8 @@ impl Install {
             .arg(self.folder.path().join("adapters"))
             .arg("--state")
             .arg(self.state())
+            // Encoders that are made and digests that are cached are not for the user's own.
+            .env("KDLORA_CACHE", self.folder.path().join("cache"))
             .stdout(Stdio::piped());
         command
     }
