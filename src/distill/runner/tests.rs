@@ -95,7 +95,7 @@ impl House {
                 if until(&job) {
                     return job;
                 }
-                tokio::task::yield_now().await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         tokio::time::timeout(PATIENCE, look).await.unwrap()
@@ -322,7 +322,7 @@ async fn metrics_tell_a_jobs_gpu_memory_while_it_runs() {
     let line = r#"kdlora_gpu_memory_kind_bytes{kind="training"} 4711"#;
     let look = async {
         while !told().contains(line) {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(PATIENCE, look).await.unwrap();

@@ -578,7 +578,7 @@ async fn events_tell_of_a_job_until_it_ends() {
     assert_ne!(first[0]["state"], "cancelled");
 
     while house.get(&location).await.body["state"] != "running" {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let delete = Request::delete(&location).body(Body::empty()).unwrap();
     let cancelled = house.send(delete).await;
@@ -601,7 +601,7 @@ async fn the_end_of_a_log_is_cut_at_a_line() {
     let folder = house.store.job_folder(answer.id());
     let path = format!("{}/log", answer.location.as_ref().unwrap());
     while !folder.join("log.txt").exists() {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     fs::write(folder.join("log.txt"), "first\nsecond\nthird\n").unwrap();
     for (query, expected) in [
