@@ -2,33 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
-use crate::common::{Install, Server, golden};
+use crate::common::{Install, Server, golden, kdlora_adapter, printed, refused};
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
 const DORA: &str = "adapters/bert-pairs-dora";
-
-fn kdlora(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kdlora"))
-        .args(["--log", "warn", "adapter"])
-        .args(arguments)
-        .output()
-        .expect("the program starts")
-}
-
-fn printed(output: &Output) -> String {
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-fn refused(output: &Output) -> String {
-    assert!(!output.status.success());
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
@@ -46,7 +27,7 @@ fn an_adapter_is_described() {
     let install = Install::of("bert-pairs");
     let (adapter, student) = (golden(DORA), install.student());
     let arguments = ["inspect", text(&adapter), "--student", text(&student)];
-    let shown = printed(&kdlora(&arguments));
+    let shown = printed(&kdlora_adapter(&arguments));
     for part in [
         "DoRA, rsLoRA",
         "8 linears: dense, query, value",
@@ -56,15 +37,15 @@ fn an_adapter_is_described() {
         assert!(shown.contains(part), "{part} in {shown}");
     }
     let arguments = [&arguments[..], &["--json"]].concat();
-    let json: Value = serde_json::from_str(&printed(&kdlora(&arguments))).expect("JSON");
+    let json: Value = serde_json::from_str(&printed(&kdlora_adapter(&arguments))).expect("JSON");
     assert_eq!(json["ranks"], json!([3]));
     assert_eq!(json["labels"], json!(["label 0", "label 1"]));
     assert_eq!(json["student"]["mode"], "hot");
 
     let half = golden("adapters/bert-pairs-half");
-    assert!(printed(&kdlora(&["inspect", text(&half)])).contains("f16"));
+    assert!(printed(&kdlora_adapter(&["inspect", text(&half)])).contains("f16"));
     let other = golden("adapters/mpnet-classes-qv");
-    let error = refused(&kdlora(&[
+    let error = refused(&kdlora_adapter(&[
         "inspect",
         text(&other),
         "--student",
@@ -79,7 +60,7 @@ async fn what_is_imported_is_served_and_exported_as_it_was() {
     let (adapter, student, state) = (golden(DORA), install.student(), install.state());
     let import = ["import", text(&adapter), "--student", text(&student)];
     let into = ["--task", "mood", "--state", text(&state), "--promote"];
-    let line = printed(&kdlora(&[&import[..], &into[..]].concat()));
+    let line = printed(&kdlora_adapter(&[&import[..], &into[..]].concat()));
     assert_eq!(line, "version 1 of mood (hot, live)");
 
     install.ship("shipped", "bert-pairs-dora");
@@ -88,7 +69,7 @@ async fn what_is_imported_is_served_and_exported_as_it_was() {
         answer(&server, "mood").await,
         answer(&server, "shipped").await
     );
-    let error = refused(&kdlora(&[&import[..], &into[..]].concat()));
+    let error = refused(&kdlora_adapter(&[&import[..], &into[..]].concat()));
     assert!(error.contains("in use by another server"), "{error}");
     drop(server);
 
@@ -101,14 +82,14 @@ async fn what_is_imported_is_served_and_exported_as_it_was() {
         "--out",
         text(&out),
     ];
-    printed(&kdlora(&export));
+    printed(&kdlora_adapter(&export));
     let bytes = |folder: &Path| fs::read(folder.join("config.json")).expect("the file");
     let config: Value = serde_json::from_slice(&bytes(&out)).expect("JSON");
     assert_eq!(config["id2label"]["1"], "label 1");
-    let error = refused(&kdlora(&export));
+    let error = refused(&kdlora_adapter(&export));
     assert!(error.contains("exists already"), "{error}");
     let none = ["export", "nothing", "--state", text(&state), "--out", "x"];
-    assert!(refused(&kdlora(&none)).contains("no task 'nothing'"));
+    assert!(refused(&kdlora_adapter(&none)).contains("no task 'nothing'"));
 }
 
 #[test]
@@ -122,13 +103,17 @@ fn labels_that_pefts_files_lack_are_given_by_hand() {
     let (student, state) = (install.student(), install.state());
     let import = ["import", text(&bare), "--student", text(&student)];
     let into = ["--task", "mood", "--state", text(&state)];
-    let error = refused(&kdlora(&[&import[..], &into[..]].concat()));
+    let error = refused(&kdlora_adapter(&[&import[..], &into[..]].concat()));
     assert!(error.contains("config.json is missing"), "{error}");
     let labels = ["--labels", "bad,good"];
-    let line = printed(&kdlora(&[&import[..], &into[..], &labels[..]].concat()));
+    let line = printed(&kdlora_adapter(
+        &[&import[..], &into[..], &labels[..]].concat(),
+    ));
     assert_eq!(line, "version 1 of mood (hot)");
     let labels = ["--labels", "bad,fair,good"];
-    let error = refused(&kdlora(&[&import[..], &into[..], &labels[..]].concat()));
+    let error = refused(&kdlora_adapter(
+        &[&import[..], &into[..], &labels[..]].concat(),
+    ));
     assert!(error.contains("2 outputs"), "{error}");
 }
 
@@ -282,7 +267,9 @@ fn a_merge_keeps_the_problem_type_of_its_source() {
         fields["problem_type"] = given.clone();
         fs::write(&config, fields.to_string()).expect("a file");
         let places = ["--student", text(&student), "--out", text(&out)];
-        printed(&kdlora(&[&["merge", text(&adapter)], &places[..]].concat()));
+        printed(&kdlora_adapter(
+            &[&["merge", text(&adapter)], &places[..]].concat(),
+        ));
         let after = fs::read(out.join("config.json")).expect("a file");
         let merged: Value = serde_json::from_slice(&after).expect("JSON");
         assert_eq!(merged["problem_type"], given, "{merged}");

@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -200,6 +200,40 @@ pub async fn job(server: &Server, path: &str, wanted: impl Fn(&Value) -> bool) -
 
 pub fn is_over(job: &Value) -> bool {
     !["queued", "running"].contains(&job["state"].as_str().expect("a state"))
+}
+
+/// Runs `kdlora adapter` with these arguments.
+pub fn kdlora_adapter(arguments: &[&str]) -> Output {
+    Command::new(program())
+        .args(["--log", "warn", "adapter"])
+        .args(arguments)
+        .output()
+        .expect("the program starts")
+}
+
+/// What a command that has to succeed prints.
+pub fn printed(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// What a command that has to fail says.
+pub fn refused(output: &Output) -> String {
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A data root with the student as a classifier `teacher`, whose words are the student's.
+pub fn teacher(install: &Install) -> TempDir {
+    let root = tempfile::tempdir().expect("a folder");
+    let folder = root.path().join("teacher");
+    fs::create_dir(&folder).expect("a folder");
+    for entry in fs::read_dir(install.student()).expect("the student") {
+        let entry = entry.expect("a file");
+        fs::copy(entry.path(), folder.join(entry.file_name())).expect("a copy");
+    }
+    root
 }
 
 /// Processes of this install's jobs that are running.

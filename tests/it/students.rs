@@ -3,9 +3,12 @@
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::common::{Install, Server, golden, is_over, job, letters_or_digits, program, queue};
+use crate::common::{
+    Install, Server, golden, is_over, job, kdlora_adapter, letters_or_digits, printed, program,
+    queue, refused,
+};
 use rustix::process::Signal;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -94,25 +97,6 @@ fn assert_names_both(detail: &Value) {
         assert!(detail.contains(name), "{name} in {detail}");
     }
     assert!(!detail.contains('/'), "a path in {detail}");
-}
-
-fn kdlora(arguments: &[&str]) -> Output {
-    Command::new(program())
-        .args(["--log", "warn", "adapter"])
-        .args(arguments)
-        .output()
-        .expect("the program starts")
-}
-
-fn printed(output: &Output) -> String {
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-fn refused(output: &Output) -> String {
-    assert!(!output.status.success());
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[tokio::test]
@@ -212,7 +196,7 @@ async fn an_adapter_of_another_student_is_not_taken_in() {
         "--out",
         text(&exported),
     ];
-    printed(&kdlora(&arguments));
+    printed(&kdlora_adapter(&arguments));
     let config = fs::read(exported.join("config.json")).expect("the file");
     let config: Value = serde_json::from_slice(&config).expect("JSON");
     assert!(config["kdlora"]["encoder_digest"].is_string(), "{config}");
@@ -246,7 +230,7 @@ async fn an_adapter_of_another_student_is_not_taken_in() {
             "--state",
             text(&state),
         ];
-        let error = refused(&kdlora(
+        let error = refused(&kdlora_adapter(
             &[&["import", text(adapter)][..], &arguments].concat(),
         ));
         assert!(error.contains(name) && error.contains("other ("), "{error}");
@@ -255,7 +239,7 @@ async fn an_adapter_of_another_student_is_not_taken_in() {
             let out = root.join("out");
             let out = ["--out", text(&out)];
             let out = if command == "merge" { &out[..] } else { &[] };
-            let error = refused(&kdlora(&[&arguments[..], out].concat()));
+            let error = refused(&kdlora_adapter(&[&arguments[..], out].concat()));
             assert!(error.contains(name), "{error}");
         }
     }
@@ -302,7 +286,7 @@ async fn a_version_without_a_student_is_served_unverified_until_it_is_adopted() 
             "--state",
             text(&state),
         ];
-        kdlora(&arguments)
+        kdlora_adapter(&arguments)
     };
     let line = printed(&adopt(&student, "pairs"));
     assert!(line.starts_with("pairs@1: student ("), "{line}");
@@ -493,7 +477,7 @@ async fn a_state_folder_of_the_first_release_is_served_as_it_was() {
         "--out",
         text(&out),
     ];
-    printed(&kdlora(&arguments));
+    printed(&kdlora_adapter(&arguments));
     // Its files are watched from now on.
     flip(
         &install

@@ -4,20 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Install, Server, is_over, job, letters_or_digits, program, queue};
+use crate::common::{Install, Server, is_over, job, letters_or_digits, program, queue, teacher};
 use serde_json::{Value, json};
-
-/// A data root with a classifier `teacher`, whose words are the student's.
-fn teacher(install: &Install) -> tempfile::TempDir {
-    let root = tempfile::tempdir().expect("a folder");
-    let folder = root.path().join("teacher");
-    fs::create_dir(&folder).expect("a folder");
-    for entry in fs::read_dir(install.student()).expect("the student") {
-        let entry = entry.expect("a file");
-        fs::copy(entry.path(), folder.join(entry.file_name())).expect("a copy");
-    }
-    root
-}
 
 fn start(install: &Install, root: &tempfile::TempDir, more: &[&str]) -> Server {
     let mut command = install.command();

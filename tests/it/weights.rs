@@ -8,7 +8,7 @@ use kdlora::encoder::{StoredTensors, WEIGHTS, WEIGHTS_INDEX};
 use safetensors::tensor::TensorView;
 use serde_json::{Map, Value, json};
 
-use crate::common::{Install, Server, is_over, job, letters_or_digits, queue};
+use crate::common::{Install, Server, is_over, job, letters_or_digits, queue, teacher};
 
 const SHARDS: [&str; 2] = [
     "model-00001-of-00002.safetensors",
@@ -39,18 +39,6 @@ fn rewrite(folder: &Path, change: impl Fn(&str, &mut Vec<u8>)) {
     let index = json!({"metadata": {"total_size": 0}, "weight_map": index});
     fs::write(folder.join(WEIGHTS_INDEX), index.to_string()).expect("write");
     fs::remove_file(folder.join(WEIGHTS)).expect("the one file");
-}
-
-/// A data root with the student as a classifier `teacher`.
-fn teacher(install: &Install) -> tempfile::TempDir {
-    let root = tempfile::tempdir().expect("a folder");
-    let folder = root.path().join("teacher");
-    fs::create_dir(&folder).expect("a folder");
-    for entry in fs::read_dir(install.student()).expect("the student") {
-        let entry = entry.expect("a file");
-        fs::copy(entry.path(), folder.join(entry.file_name())).expect("a copy");
-    }
-    root
 }
 
 fn start(install: &Install, root: &tempfile::TempDir) -> Server {
