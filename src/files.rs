@@ -39,6 +39,21 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Hands what is left of a file to `take`, piece by piece, and returns its length in bytes.
+pub fn read_pieces(file: &mut File, mut take: impl FnMut(&[u8])) -> io::Result<u64> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut bytes = 0;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(bytes),
+            read => {
+                take(&buffer[..read]);
+                bytes += read as u64;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

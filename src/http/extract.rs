@@ -26,7 +26,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let body = json_body(request).await?;
+        check_json_content(request.headers())?;
+        let body = Bytes::from_request(request, &()).await;
+        let body = body.map_err(|error| body_error(error.status(), &error))?;
         json_slice(&body).map(Self)
     }
 }
@@ -35,13 +37,6 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 pub(super) fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, ApiError> {
     check_json_content(headers)?;
     json_slice(body)
-}
-
-/// Reads a body of JSON to its end, and leaves its JSON for later.
-pub(super) async fn json_body(request: Request) -> Result<Bytes, ApiError> {
-    check_json_content(request.headers())?;
-    let body = Bytes::from_request(request, &()).await;
-    body.map_err(|error| body_error(error.status(), &error))
 }
 
 /// `application/json`, or a type built on it, such as `application/merge-patch+json`.

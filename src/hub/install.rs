@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -317,16 +317,7 @@ pub(super) fn sums(folder: &Path) -> Result<BTreeMap<String, Sum>, HubError> {
 
 fn sum(file: &mut File) -> io::Result<Sum> {
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    let mut bytes = 0;
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            break;
-        }
-        hasher.update(&buffer[..read]);
-        bytes += read as u64;
-    }
+    let bytes = files::read_pieces(file, |piece| hasher.update(piece))?;
     let sha256 = format!("{:x}", hasher.finalize());
     Ok(Sum { bytes, sha256 })
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Seek as _, SeekFrom};
+use std::io::{ErrorKind, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::StoreError;
 use crate::adapter::{AdapterBase, FileSums, KnownEncoders, read_report};
+use crate::files;
 use crate::telemetry::chain;
 
 /// Folders that are being filled start with this, and no task can.
@@ -133,17 +134,16 @@ fn mark_of(folder: &Path) -> PathBuf {
 /// Reads all files below `folder`.
 pub(super) fn contents(folder: &Path) -> Result<Contents, StoreError> {
     let mut hasher = Sha256::new();
-    let mut files = FileSums::default();
+    let mut sums = FileSums::default();
     let mut bytes = 0;
     for path in files_below(folder)? {
-        bytes += hash_file(folder, &path, &mut hasher)?;
-        files
-            .add(folder, &path)
-            .map_err(StoreError::io("read", &path))?;
+        let (length, sha256) = hash_file(folder, &path, &mut hasher)?;
+        bytes += length;
+        sums.add(folder, &path, sha256);
     }
     Ok(Contents {
         digest: format!("{:x}", hasher.finalize()),
-        files,
+        files: sums,
         bytes,
     })
 }
@@ -266,7 +266,8 @@ fn flush(folder: &Path) -> Result<(), StoreError> {
 }
 
 /// Hashes a file with its name; returns its length.
-fn hash_file(folder: &Path, path: &Path, hasher: &mut Sha256) -> Result<u64, StoreError> {
+/// Adds a file to the digest of its folder. Returns its length and its own SHA-256.
+fn hash_file(folder: &Path, path: &Path, hasher: &mut Sha256) -> Result<(u64, String), StoreError> {
     let mut file = File::open(path).map_err(StoreError::io("open", path))?;
     let length = file.metadata().map_err(StoreError::io("read", path))?.len();
     let name = path.strip_prefix(folder).unwrap_or(path);
@@ -274,18 +275,13 @@ fn hash_file(folder: &Path, path: &Path, hasher: &mut Sha256) -> Result<u64, Sto
     hasher.update((name.len() as u64).to_le_bytes());
     hasher.update(name);
     hasher.update(length.to_le_bytes());
-    copy_into_hasher(&mut file, hasher).map_err(StoreError::io("read", path))?;
-    Ok(length)
-}
-
-fn copy_into_hasher(file: &mut File, hasher: &mut Sha256) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(()),
-            read => hasher.update(&buffer[..read]),
-        }
-    }
+    let mut own = Sha256::new();
+    let take = |piece: &[u8]| {
+        hasher.update(piece);
+        own.update(piece);
+    };
+    files::read_pieces(&mut file, take).map_err(StoreError::io("read", path))?;
+    Ok((length, format!("{:x}", own.finalize())))
 }
 
 fn flush_folder(path: &Path) -> Result<(), StoreError> {
